@@ -1,0 +1,1 @@
+"""Pure array functions. Knows nothing of mechlab."""

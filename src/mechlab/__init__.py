@@ -1,0 +1,1 @@
+"""mechlab: a mechanistic-interpretability workbench."""
