@@ -1,0 +1,1 @@
+"""Token streams, the Fable corpus, task prompts and planted dictionaries."""

@@ -1,0 +1,1 @@
+"""Subject models, the decomposed forward and the bundled Fable model."""
