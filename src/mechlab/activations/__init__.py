@@ -1,0 +1,1 @@
+"""Activations: capture in memory, stores on disk."""

@@ -1,0 +1,1 @@
+"""Edits at a site of a running model."""

@@ -1,0 +1,1 @@
+"""Dictionaries (sparse autoencoders): architectures, training, evaluation, files."""
