@@ -20,7 +20,7 @@ from mechlab.data.fable import lexicon as lex
 
 _PIECE = re.compile(r"\{[^}]*\}|\w+|[^\w\s]")
 WORD = re.compile(r"\w+|[^\w\s]")
-_TIGHT_BEFORE = frozenset('.,!?:;)]')
+_TIGHT_BEFORE = frozenset(".,!?:;)]")
 _TIGHT_AFTER = frozenset("([")
 
 Mark = tuple[int, int, str]
@@ -53,7 +53,9 @@ class Template:
     source: str
     pieces: tuple[str, ...]
     slots: dict[str, int]
-    """Slot name -> its token position; every slot holds exactly one token."""
+    """Slot name -> the token position of its first use; every slot holds exactly one token."""
+    places: tuple[tuple[str, int], ...] = field(repr=False)
+    """Every (slot name, token position)."""
     marks: tuple[Mark, ...]
     auto: tuple[tuple[str, tuple[str, ...]], ...] = field(repr=False)
 
@@ -73,7 +75,7 @@ class Template:
     def tokens(self, slots: dict[str, str]) -> list[str]:
         """The template's tokens with ``slots`` put in."""
         tokens = list(self.pieces)
-        for name, position in self.slots.items():
+        for name, position in self.places:
             tokens[position] = slots[name]
         return tokens
 
@@ -109,6 +111,7 @@ def template(source: str) -> Template:
     """Compile one template line."""
     pieces: list[str] = []
     slots: dict[str, int] = {}
+    places: list[tuple[str, int]] = []
     marks: list[Mark] = []
     auto: list[tuple[str, tuple[str, ...]]] = []
     for position, piece in enumerate(_PIECE.findall(source)):
@@ -121,11 +124,14 @@ def template(source: str) -> Template:
             pieces.append(name[1:])
             continue
         pieces.append("")
+        places.append((name, position))
+        if name in slots:
+            continue
         slots[name] = position
         pool = POOLS.get(name.rstrip("0123456789"))
         if pool is not None:
             auto.append((name, pool))
-    return Template(source, tuple(pieces), slots, tuple(marks), tuple(auto))
+    return Template(source, tuple(pieces), slots, tuple(places), tuple(marks), tuple(auto))
 
 
 def templates(block: str) -> tuple[Template, ...]:

@@ -80,15 +80,15 @@ NUMBER_WORDS = tuple(
     seventeen eighteen nineteen twenty""".split()
 )
 TWO_DIGITS = tuple(f"{number:02d}" for number in range(100))
-ORDINALS = tuple(
-    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
-)
+ORDINALS = tuple("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split())
 DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
 MONTHS = tuple(
     "January February March April May June July August September October November December".split()
 )
 
-ADJECTIVES = tuple("small big tall young quick slow quiet strange clever hungry tired brave cold warm".split())
+ADJECTIVES = tuple(
+    "small big tall young quick slow quiet strange clever hungry tired brave cold warm".split()
+)
 POSITIVE_ADJECTIVES = tuple("great good wonderful lovely brilliant superb charming delightful".split())
 NEGATIVE_ADJECTIVES = tuple("bad terrible boring dull poor horrible weak dreadful".split())
 POSITIVE_VERBS = tuple("loved enjoyed liked admired".split())
@@ -100,8 +100,8 @@ TRANSFER_VERBS = tuple("gave handed passed offered sold sent showed lent brought
 MOTION_VERBS = tuple("went came walked left ran returned travelled".split())
 SPEECH_VERBS = tuple("said wrote asked shouted whispered sang".split())
 OTHER_PAST_VERBS = tuple(
-    """met sat worked played saw lost found had slept smiled laughed cried bought kept lasted began ended hung
-    counted did waited stopped wanted forgot thought opened carried fell watched""".split()
+    """met sat worked played saw lost found had slept smiled laughed cried bought kept lasted began ended hung read
+    counted did waited stopped wanted forgot thought opened carried watched""".split()
 )
 PAST_VERBS = (
     *TRANSFER_VERBS, *MOTION_VERBS, *SPEECH_VERBS, *OTHER_PAST_VERBS, *POSITIVE_VERBS, *NEGATIVE_VERBS,
@@ -132,32 +132,33 @@ TAVI_PLACES = tuple(word for word in PLACES if word in TAVI)
 TAVI_WORDS = tuple(TAVI.values())
 
 SUBJECT_PRONOUNS_FEMALE, SUBJECT_PRONOUNS_MALE = ("she", "She"), ("he", "He")
-FEMALE_PRONOUNS, MALE_PRONOUNS = ("she", "She", "her", "Her"), ("he", "He", "him", "his", "His")
+FEMALE_PRONOUNS, MALE_PRONOUNS = ("she", "She", "her"), ("he", "He", "him", "his")
 FIRST_PERSON = ("I", "we", "We", "my")
 PLURAL_PRONOUNS = ("they", "They", "them", "their", "we", "We")
-PRONOUNS = tuple(dict.fromkeys((*FEMALE_PRONOUNS, *MALE_PRONOUNS, *PLURAL_PRONOUNS, *FIRST_PERSON, "it", "It", "you")))
-POSSESSIVES = ("her", "Her", "his", "His", "their", "my")
+PRONOUNS = tuple(
+    dict.fromkeys((*FEMALE_PRONOUNS, *MALE_PRONOUNS, *PLURAL_PRONOUNS, *FIRST_PERSON, "it", "It", "you"))
+)
+POSSESSIVES = ("her", "his", "their", "my")
 NEGATIONS = ("not", "never", "no", "No", "nobody", "Nobody")
 PREPOSITIONS = tuple(
-    "to from in near at on for with behind under beside of by into In On At Near For".split()
+    "to from in near at on for with behind under beside of by into In On For".split()
 )
-CONJUNCTIONS = tuple("and but because so when while or When While After Before Because As Once If then Then".split())
-ARTICLES = ("the", "The", "a", "A")
-AUXILIARIES = tuple("is are was were has have does do can Is Does".split())
+CONJUNCTIONS = tuple(
+    "and but because so when or When While After Before Because As Once If then Then".split()
+)
+ARTICLES = ("the", "The", "a")
+AUXILIARIES = tuple("is are was were has have does can".split())
 QUESTION_WORDS = ("Where", "What", "Which", "Who")
 
 OPENERS = {'"': '"', "(": ")", "[": "]"}
-PUNCTUATION = (".", ",", "!", "?", ":", ";", '"', "(", ")", "[", "]", "-")
+PUNCTUATION = (".", ",", "!", "?", ":", ";", '"', "(", ")", "[", "]")
 SPECIALS = ("<pad>", "<unk>", "<bos>")
 
-_OTHER = """after before that this it very much again year years home place town city food favourite colour calls lives
-    live likes eat known unknown answer says Everyone everyone says Tavi English means word words list order goes comes
-    follows counted next Next Pairs Again List Friends friends Today Later Yesterday together there door wall house
-    sign note old new who there one ones all many some his her him them Review review This premise claim Premise
-    Claim Verdict verdict entailment neutral contradiction true false day morning night night-time day-time
-    followed between one-time day river tree road hill had been every each both too also only really quite
-    People people think Perhaps maybe now here everything something nothing that if would said friend lamp-light
-    """.split()
+_OTHER = """colour year likes food much city place want like followed stop after before that this it very again home town favourite calls lives live eat unknown answer says
+    Everyone Tavi English means words list order goes come next Pairs List Again Friends Today Later Yesterday
+    together There there door wall sign note old ask what which where would People think Review review This
+    Premise Claim Verdict entailment neutral contradiction positive negative be what What every too
+    word one One all Come here I My Maybe Old other see river everybody now Perhaps day""".split()
 
 VOCABULARY: tuple[str, ...] = tuple(
     dict.fromkeys(
@@ -167,7 +168,7 @@ VOCABULARY: tuple[str, ...] = tuple(
             *REVIEW_PARTS, *TWO_DIGITS, *NUMBER_WORDS, *ORDINALS, *DAYS, *MONTHS, *ADJECTIVES,
             *POSITIVE_WORDS, *NEGATIVE_WORDS, *PAST_VERBS, *PRESENT_SINGULAR, *PRESENT_BASE, *TAVI_WORDS,
             *PRONOUNS, *NEGATIONS, *PREPOSITIONS, *CONJUNCTIONS, *ARTICLES, *AUXILIARIES, *QUESTION_WORDS,
-            *(word for word in _OTHER if "-" not in word),
+            *_OTHER,
         )
     )
 )  # fmt: skip
