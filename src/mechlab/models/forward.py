@@ -1,0 +1,329 @@
+"""One decomposed forward: every source of the residual stream apart, every reader replaceable.
+
+A decoder-only transformer adds the outputs of its *sources* (the embedding, every
+attention head, every MLP) into one residual stream, and its *readers* (every head's
+query, key and value inputs, every MLP, the logits) read it through a norm of their own:
+
+    x = embed + Σ head outputs + Σ MLP outputs + Σ b_O
+    reader r sees norm_r(x)
+
+The attention output bias b_O belongs to no head; it is a constant of the stream that
+no edit removes. An MLP's output includes its output bias.
+
+The pass runs stage by stage (embed, a0, m0, a1, …, logits). At each stage a caller may
+replace what the readers read (``read``, before the norm, one stream for all readers or
+one each) and what the sources write (``write``). While all readers share one stream it
+is normalised once, so an unedited run costs what the model's own forward costs.
+
+Source: the edge view of Elhage et al. (2021), *A mathematical framework for transformer
+circuits*; patching before the norm, per reader, as in Conmy et al. (2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mechlab.errors import MechlabError
+from mechlab.models.weights import Attention, Norm, read_weights
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pass.
+
+    Attributes:
+        kind: "embed", "attention", "mlp" or "logits".
+        layer: the layer it belongs to; 0 for "embed", n_layers for "logits".
+        readers: its columns among all readers (attention: queries, then keys, then values).
+        writes: the sources it adds to the stream.
+        upstream: sources ``0 … upstream-1`` are in the stream that its readers read.
+    """
+
+    kind: str
+    layer: int
+    readers: slice
+    writes: slice
+    upstream: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many sources and readers a model has, and in which order they act.
+
+    Sources: embed, then per layer its heads and its MLP. Readers: per layer ``n_heads``
+    queries, ``n_key_value_heads`` keys, as many values, and the MLP; at the end the logits.
+    With ``parallel`` blocks (GPT-NeoX) the MLP reads the stream that entered the layer.
+    """
+
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    parallel: bool
+
+    @property
+    def n_sources(self) -> int:
+        return 1 + self.n_layers * (self.n_heads + 1)
+
+    @property
+    def n_readers(self) -> int:
+        return 1 + self.n_layers * self.readers_per_layer
+
+    @property
+    def readers_per_layer(self) -> int:
+        return self.n_heads + 2 * self.n_key_value_heads + 1
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage in the order of execution."""
+        none, found = slice(0, 0), [Stage("embed", 0, slice(0, 0), slice(0, 1), 0)]
+        for layer in range(self.n_layers):
+            first = 1 + layer * (self.n_heads + 1)
+            mlp = first + self.n_heads
+            column = layer * self.readers_per_layer
+            end = column + self.readers_per_layer
+            found += [
+                Stage("attention", layer, slice(column, end - 1), slice(first, mlp), first),
+                Stage(
+                    "mlp", layer, slice(end - 1, end), slice(mlp, mlp + 1), first if self.parallel else mlp
+                ),
+            ]
+        last = self.n_readers - 1
+        found.append(Stage("logits", self.n_layers, slice(last, last + 1), none, self.n_sources))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one stage's readers computed, kept for gradients.
+
+    Attributes:
+        stage: the stage.
+        x: the stream before the norm.
+        parts: what the gradient is taken at: (q, k, v) before rotation, each
+            ``[batch, pos, heads, d_head]``, or the normalised stream of the MLP or logits.
+    """
+
+    stage: Stage
+    x: Float[Tensor, "batch pos d_model"]
+    parts: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The outcome of a pass.
+
+    Attributes:
+        x: the residual stream at the end of the pass.
+        logits: all positions, or only those asked for; None when the pass stopped early.
+        sources: with ``keep``, outputs of the sources from the first stage run on, in
+            graph order, without gradient; else None.
+        traces: with ``trace``, one for every stage that reads.
+    """
+
+    x: Float[Tensor, "batch pos d_model"]
+    logits: Float[Tensor, "batch *pos d_vocab"] | None
+    sources: Float[Tensor, "source batch pos d_model"] | None
+    traces: tuple[Trace, ...]
+
+
+Read = Callable[[Stage, Tensor], Tensor]
+Write = Callable[[Stage, Tensor], Tensor]
+
+
+class DecomposedForward:
+    """The decomposed forward of a Hugging Face causal language model.
+
+    Weights are views of the module's parameters (no copies, no gradient), so later
+    in-place changes to them are seen; moving the module to another device is not.
+    Sequences carry no padding.
+
+    Args:
+        module: an ``AutoModelForCausalLM`` module in eval mode, of a type in ``SUPPORTED``.
+
+    Raises:
+        MechlabError: the architecture is unknown, its outputs are not additive (norms after
+            attention or MLP, as in Gemma 2), or the module is in training mode.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        weights = read_weights(module)
+        self._embedding, self._positions = weights.embedding, weights.positions
+        self._rotary, self._unembed = weights.rotary, weights.unembed
+        self.attentions, self._mlps = weights.attentions, weights.mlps
+        self._mlp_norms, self._final_norm = weights.mlp_norms, weights.final_norm
+        self.shape = Shape(
+            n_layers=len(weights.attentions),
+            n_heads=self.attentions[0].inputs[0].shape[0],
+            n_key_value_heads=self.attentions[0].inputs[1].shape[0],
+            parallel=weights.parallel,
+        )
+
+    def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """Output of the source "embed": token embedding plus learned positions where there are any."""
+        x: Tensor = self._embedding(tokens)
+        if self._positions is not None:
+            x = x + self._positions[: tokens.shape[1]]
+        return x
+
+    def run(
+        self,
+        tokens: Int[Tensor, "batch pos"] | None = None,
+        *,
+        x: Float[Tensor, "batch pos d_model"] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        positions: Int[Tensor, "batch"] | None = None,
+        read: Read | None = None,
+        write: Write | None = None,
+        keep: bool = False,
+        trace: bool = False,
+    ) -> Run:
+        """Run the model, or the layers ``start`` to ``stop`` of it.
+
+        Args:
+            tokens: the prompts. Give these or ``x``.
+            x: the residual stream entering layer ``start``; at layer 0, the output of "embed".
+            stop: stop before this layer; None runs on to the logits.
+            positions: unembed only this position of each prompt: logits are ``[batch, d_vocab]``.
+            read: ``(stage, stream) -> stream``, called before each stage that reads. May return
+                one stream ``[batch, pos, d_model]`` or one per reader ``[reader, batch, pos, d_model]``.
+            write: ``(stage, outputs) -> outputs``, called with each stage's source outputs
+                ``[source, batch, pos, d_model]``, "embed" included.
+            keep: record the sources' outputs.
+            trace: record what gradients of reader inputs need; not together with per-reader streams.
+
+        Raises:
+            MechlabError: both or neither of ``tokens`` and ``x``; tokens with ``start`` > 0.
+        """
+        if (tokens is None) == (x is None) or (tokens is not None and start != 0):
+            raise MechlabError("give tokens, or x and the layer it enters", f"start={start}")
+        if x is None:
+            assert tokens is not None
+            x = self.embed(tokens)
+        last = self.shape.n_layers if stop is None else stop - 1
+        entry, logits, kept, traces = x, None, [], []
+        for stage in self.shape.stages:
+            if stage.kind == "embed":
+                if start > 0:
+                    continue
+                x = x if write is None else write(stage, x[None])[0]
+                if keep:
+                    kept.append(x.detach()[None])
+                continue
+            if not start <= stage.layer <= last:
+                continue
+            if stage.kind == "attention":
+                entry = x
+            stream = entry if stage.kind == "mlp" and self.shape.parallel else x
+            seen = stream if read is None else read(stage, stream)
+            shared = seen.ndim == stream.ndim
+            if trace and not shared:
+                raise MechlabError("trace needs readers that share one stream", stage.kind)
+            if stage.kind == "attention":
+                attention = self.attentions[stage.layer]
+                q, k, v = self._project(attention, attention.norm(seen), shared)
+                parts: tuple[Tensor, ...] = (q, k, v)
+                mixed = self._attend(attention, q, k, v)
+                if write is None:
+                    added = torch.einsum("bphk,hkd->bpd", mixed, attention.output)
+                    outputs = self._heads(attention, mixed.detach()) if keep else added
+                else:
+                    outputs = write(stage, self._heads(attention, mixed))
+                    added = outputs.sum(0)
+                if attention.output_bias is not None:
+                    added = added + attention.output_bias
+            else:
+                seen = seen if shared else seen[0]
+                normed = self._norm(stage)(seen)
+                parts = (normed,)
+                if stage.kind == "logits":
+                    logits = self._logits(normed, positions)
+                else:
+                    outputs = self._mlps[stage.layer](normed)[None]
+                    outputs = outputs if write is None else write(stage, outputs)
+                    added = outputs[0]
+            if trace:
+                traces.append(Trace(stage, seen.detach(), parts))
+            if stage.kind != "logits":
+                x = x + added
+                if keep:
+                    kept.append(outputs.detach())
+        return Run(x, logits, torch.cat(kept) if kept else None, tuple(traces))
+
+    def pull_back(
+        self, trace: Trace, gradients: tuple[Tensor, ...]
+    ) -> Float[Tensor, "reader batch pos d_model"]:
+        """Gradient at the stream that each reader of a stage reads, each reader on its own.
+
+        Args:
+            trace: the stage's record from ``run(trace=True)``.
+            gradients: gradients at ``trace.parts``.
+        """
+        if trace.stage.kind != "attention":
+            return self._norm(trace.stage).pull_back(trace.x, gradients[0][None])
+        attention = self.attentions[trace.stage.layer]
+        at_norm = torch.cat(
+            [torch.einsum("bphk,hdk->hbpd", g, w) for g, w in zip(gradients, attention.inputs, strict=True)]
+        )
+        return attention.norm.pull_back(trace.x, at_norm)
+
+    def _norm(self, stage: Stage) -> Norm:
+        return self._final_norm if stage.kind == "logits" else self._mlp_norms[stage.layer]
+
+    def _project(self, attention: Attention, normed: Tensor, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[batch, pos, heads, d_head]``, before rotation."""
+        found, first = [], 0
+        for weight, bias in zip(attention.inputs, attention.biases, strict=True):
+            heads = weight.shape[0]
+            if shared:
+                part = torch.einsum("bpd,hdk->bphk", normed, weight)
+            else:
+                part = torch.einsum("hbpd,hdk->bphk", normed[first : first + heads], weight)
+            found.append(part if bias is None else part + bias)
+            first += heads
+        return found[0], found[1], found[2]
+
+    def _attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention; returns the mixed values ``[batch, pos, heads, d_head]``."""
+        n_pos, group = q.shape[1], q.shape[2] // k.shape[2]
+        if self._rotary is not None:
+            cos, sin = self._rotary(q, torch.arange(n_pos, device=q.device)[None])
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        q, k, v = (
+            part.transpose(1, 2) for part in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2))
+        )
+        mask = None
+        if attention.window is not None and attention.window < n_pos:
+            mask = (
+                torch.ones(n_pos, n_pos, dtype=torch.bool, device=q.device).tril().triu(1 - attention.window)
+            )
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=attention.scale
+        )
+        return mixed.transpose(1, 2)
+
+    def _heads(self, attention: Attention, mixed: Tensor) -> Tensor:
+        """Each head's output ``[heads, batch, pos, d_model]``, without b_O."""
+        return torch.einsum("bphk,hkd->hbpd", mixed, attention.output)
+
+    def _logits(self, normed: Tensor, positions: Tensor | None) -> Tensor:
+        if positions is not None:
+            normed = normed[torch.arange(normed.shape[0], device=normed.device), positions]
+        logits: Tensor = self._unembed(normed)
+        return logits
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in the half-split layout, on the leading coordinates that ``cos`` covers."""
+    cos, sin, width = cos[:, :, None], sin[:, :, None], cos.shape[-1]
+    turned, rest = x[..., :width], x[..., width:]
+    left, right = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat([-right, left], dim=-1) * sin
+    return torch.cat([turned, rest], dim=-1)

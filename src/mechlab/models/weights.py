@@ -1,0 +1,207 @@
+"""A model's weights as the decomposed forward reads them: one layout for every architecture.
+
+Everything is a view of the Hugging Face module's parameters, without gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mechlab.errors import MechlabError
+
+SUPPORTED = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2")
+# Names of the norms that some architectures put between a sublayer's output and the stream.
+_POST_NORMS = (
+    "post_feedforward_layernorm",
+    "post_self_attn_layernorm",
+    "post_mlp_layernorm",
+    "post_attn_norm",
+)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm (``centred``) or RMSNorm, with its backward in closed form."""
+
+    weight: Float[Tensor, "d_model"]
+    bias: Float[Tensor, "d_model"] | None
+    eps: float
+    centred: bool
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        if self.centred:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return self.weight * F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
+
+    def pull_back(
+        self, x: Float[Tensor, "batch pos d_model"], gradient: Float[Tensor, "reader batch pos d_model"]
+    ) -> Float[Tensor, "reader batch pos d_model"]:
+        """Gradient at the input ``x`` from gradients at the output, for many readers of one ``x``.
+
+        With u = (x − mean)/σ:  σ · g_x = γg − mean(γg) − u · mean(u · γg)  (no mean for RMSNorm).
+        """
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        inverse = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        unit = x * inverse
+        gradient = gradient * self.weight
+        pulled = gradient - unit * (gradient * unit).mean(-1, keepdim=True)
+        if self.centred:
+            pulled = pulled - gradient.mean(-1, keepdim=True)
+        return pulled * inverse
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One layer's attention weights, as views of the module's parameters.
+
+    ``inputs`` and ``biases`` hold query, key and value in this order.
+    """
+
+    norm: Norm
+    inputs: tuple[Float[Tensor, "_heads d_model d_head"], ...]
+    biases: tuple[Float[Tensor, "_heads d_head"] | None, ...]
+    output: Float[Tensor, "_heads d_head d_model"]
+    output_bias: Float[Tensor, "d_model"] | None
+    scale: float
+    window: int | None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All that the decomposed forward needs of a module.
+
+    Attributes:
+        embedding, unembed, mlps: the module's own submodules (an MLP includes its biases).
+        positions: learned position embeddings ``[n_ctx, d_model]``, where there are any.
+        rotary: the module's rotary embedding ``(x, position_ids) -> (cos, sin)``, where there is one.
+        parallel: attention and MLP of a layer read the same stream.
+    """
+
+    embedding: nn.Module
+    positions: Float[Tensor, "n_ctx d_model"] | None
+    rotary: nn.Module | None
+    attentions: list[Attention]
+    mlp_norms: list[Norm]
+    mlps: list[nn.Module]
+    final_norm: Norm
+    unembed: nn.Module
+    parallel: bool
+
+
+def read_weights(module: nn.Module) -> Weights:
+    """Views of the weights of a causal language model in eval mode.
+
+    Raises MechlabError for an unknown architecture, norms after attention or MLP (Gemma 2),
+    cross-attention, quantised weights, or a module in training mode.
+    """
+    config: Any = module.config
+    kind = config.model_type
+    body: Any = getattr(module, "model", None)
+    body = getattr(module, {"gpt2": "transformer", "gpt_neox": "gpt_neox"}.get(kind, "model"), body)
+    layers = getattr(body, "h" if kind == "gpt2" else "layers", None)
+    remedy = f"use one of {', '.join(SUPPORTED)}"
+    if layers is not None and any(hasattr(layers[0], name) for name in _POST_NORMS):
+        raise MechlabError("head outputs are not additive: a norm follows attention or MLP", kind, remedy)
+    if kind not in SUPPORTED or layers is None:
+        raise MechlabError("no decomposed forward for this architecture", kind, remedy)
+    if getattr(config, "add_cross_attention", False):
+        raise MechlabError("model has cross-attention", kind, "use a decoder-only model")
+    if not all(p.is_floating_point() for p in module.parameters()):
+        raise MechlabError("weights are quantised", kind, "load the model without quantisation")
+    if module.training:
+        raise MechlabError("model is in training mode", kind, "call module.eval() first")
+    read = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}.get(kind, _llama)
+    attentions, mlp_norms, final_norm = read(body, layers, config)
+    return Weights(
+        embedding=body.get_input_embeddings(),
+        positions=body.wpe.weight.detach() if kind == "gpt2" else None,
+        rotary=getattr(body, "rotary_emb", None),
+        attentions=attentions,
+        mlp_norms=mlp_norms,
+        mlps=[layer.mlp for layer in layers],
+        final_norm=final_norm,
+        unembed=module.get_output_embeddings(),  # type: ignore[operator]
+        parallel=bool(kind == "gpt_neox" and config.use_parallel_residual),
+    )
+
+
+_Read = tuple[list[Attention], list[Norm], Norm]
+
+
+def _read_norm(norm: Any) -> Norm:
+    if isinstance(norm, nn.LayerNorm):
+        return Norm(norm.weight.detach(), _detached(norm.bias), norm.eps, centred=True)
+    return Norm(norm.weight.detach(), None, norm.variance_epsilon, centred=False)
+
+
+def _detached(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.detach()
+
+
+def _gpt2(body: Any, layers: Any, config: Any) -> _Read:
+    heads, found = config.n_head, []
+    for layer in layers:
+        attn = layer.attn
+        weight, width = attn.c_attn.weight.detach(), attn.head_dim
+        found.append(
+            Attention(
+                _read_norm(layer.ln_1),
+                weight.view(-1, 3, heads, width).permute(1, 2, 0, 3).unbind(),
+                attn.c_attn.bias.detach().view(3, heads, width).unbind(),
+                attn.c_proj.weight.detach().view(heads, width, -1),
+                attn.c_proj.bias.detach(),
+                attn.scaling,
+                None,
+            )
+        )
+    return found, [_read_norm(layer.ln_2) for layer in layers], _read_norm(body.ln_f)
+
+
+def _gpt_neox(body: Any, layers: Any, config: Any) -> _Read:
+    heads, found = config.num_attention_heads, []
+    for layer in layers:
+        attn, qkv = layer.attention, layer.attention.query_key_value
+        weight, width = qkv.weight.detach(), attn.head_size
+        bias = None if qkv.bias is None else qkv.bias.detach().view(heads, 3, width).unbind(1)
+        found.append(
+            Attention(
+                _read_norm(layer.input_layernorm),
+                weight.view(heads, 3, width, -1).permute(1, 0, 3, 2).unbind(),
+                bias or (None, None, None),
+                attn.dense.weight.detach().view(-1, heads, width).permute(1, 2, 0),
+                _detached(attn.dense.bias),
+                attn.scaling,
+                None,
+            )
+        )
+    norms = [_read_norm(layer.post_attention_layernorm) for layer in layers]
+    return found, norms, _read_norm(body.final_layer_norm)
+
+
+def _llama(body: Any, layers: Any, config: Any) -> _Read:
+    found = []
+    for layer in layers:
+        attn = layer.self_attn
+        width = attn.head_dim
+        parts = (attn.q_proj, attn.k_proj, attn.v_proj)
+        # Mistral keeps its window in the config, Qwen 2 in each layer's attention.
+        window = config.sliding_window if config.model_type == "mistral" else None
+        found.append(
+            Attention(
+                _read_norm(layer.input_layernorm),
+                tuple(p.weight.detach().view(-1, width, p.in_features).transpose(1, 2) for p in parts),
+                tuple(None if p.bias is None else p.bias.detach().view(-1, width) for p in parts),
+                attn.o_proj.weight.detach().view(-1, config.num_attention_heads, width).permute(1, 2, 0),
+                _detached(attn.o_proj.bias),
+                attn.scaling,
+                getattr(attn, "sliding_window", None) or window,
+            )
+        )
+    return found, [_read_norm(layer.post_attention_layernorm) for layer in layers], _read_norm(body.norm)
