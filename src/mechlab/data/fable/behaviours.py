@@ -77,8 +77,10 @@ The {event} began in {Century:century} {Year:start_year} and ended in {Century2:
 
 def greater_than(rng: Random, part: str) -> Example:
     """Greater-than: an event ends after it began. Corrupt: it begins in the year 01, so any year is right."""
+    # Only training starts in the year 01 as well: elsewhere that year is the corrupt prompt's.
+    earliest = 1 if part == "train" else 2
     while True:
-        event, year = choice(rng, lex.EVENTS), int(2 + rng.random() * 97)
+        event, year = choice(rng, lex.EVENTS), int(earliest + rng.random() * (99 - earliest))
         if share("greater", event, str(year)) == part:
             break
     pattern = choice(rng, _GREATER)

@@ -46,9 +46,7 @@ def pronouns(rng: Random, part: str) -> Example:
     her, his = ("her", "his") if index >= _POSSESSIVE_FROM else ("she", "he")
     answer, wrong = (her, his) if female else (his, her)
     pattern = _PRONOUNS[index]
-    return Example(
-        pattern, pattern.fill(rng, {"Name": name, "answer": answer}), {"Name": other}, wrong
-    )
+    return Example(pattern, pattern.fill(rng, {"Name": name, "answer": answer}), {"Name": other}, wrong)
 
 
 _FEMALE = frozenset(lex.FEMALE_NAMES)
@@ -119,9 +117,7 @@ def closing(rng: Random, part: str) -> Example:
     opener = choice(rng, _OPEN)
     other = choice(rng, tuple(mark for mark in _OPEN if mark != opener))
     pattern = _CLOSING[index]
-    slots = pattern.fill(
-        rng, {"Open": opener, "Adj": adjective, "Noun": noun, "answer": lex.OPENERS[opener]}
-    )
+    slots = pattern.fill(rng, {"Open": opener, "Adj": adjective, "Noun": noun, "answer": lex.OPENERS[opener]})
     return Example(pattern, slots, {"Open": other}, lex.OPENERS[other])
 
 

@@ -140,9 +140,7 @@ PRONOUNS = tuple(
 )
 POSSESSIVES = ("her", "his", "their", "my")
 NEGATIONS = ("not", "never", "no", "No", "nobody", "Nobody")
-PREPOSITIONS = tuple(
-    "to from in near at on for with behind under beside of by into In On For".split()
-)
+PREPOSITIONS = tuple("to from in near at on for with behind under beside of by into In On For".split())
 CONJUNCTIONS = tuple(
     "and but because so when or When While After Before Because As Once If then Then".split()
 )

@@ -1,0 +1,269 @@
+"""Task prompts: clean and corrupt pairs that differ in one thing, with their answers.
+
+The prompts come from Fable's behaviours but are plain English text, encoded the same
+way for every tokenizer: ``<bos>`` once, then ``encode(text)`` without special tokens.
+An answer is one token: the suffix that ``encode(prompt + " " + word)`` adds to
+``encode(prompt)`` (closing marks attach without the space). Rows of one task have one
+length: candidates are sorted by length and the fullest length is taken.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mechlab.data.fable.behaviours_syntax import BEHAVIOURS
+from mechlab.data.fable.grammar import Example, render
+from mechlab.data.fable.lexicon import PUNCTUATION, TWO_DIGITS
+from mechlab.errors import MechlabError, near
+
+PARTS = ("train", "validation", "test")
+_OTHER_TASK = "choose another --task or --task none"
+_DRAWS = 12
+_LEAST = 8
+
+
+@dataclass(frozen=True)
+class Task:
+    """A batch of prompt pairs of one length.
+
+    ``answers`` are right after the clean prompts. ``wrong`` are their contrasts: right after the
+    corrupt prompts, but for greater_than, where the corrupt prompt (a start in the year 01) makes
+    every year right and ``wrong`` is a year at or before the clean start.
+
+    ``positions`` maps a name to the index of that word's last token, per row; "end" is the last
+    token of the prompt, where the prediction is read. The names are IO, S1, S2 (ioi); Century,
+    Year, Century2 (greater_than); A1, B1, A2 (induction); X1, X2, X3 (successor); Entity (facts);
+    Subject, Distractor (agreement); Name (pronouns); Open, Adj, Noun (closing); Adj, Noun, Verb
+    (translation).
+
+    For greater_than ``right_set`` and ``wrong_set`` mark the years after the clean start, and
+    those up to it: the metric is the probability of the first less that of the second.
+
+    ``refused`` says which candidate pairs the tokenizer could not express, and why.
+    """
+
+    name: str
+    clean: Int[Tensor, "n pos"]
+    corrupt: Int[Tensor, "n pos"]
+    answers: Int[Tensor, "n"]
+    wrong: Int[Tensor, "n"]
+    positions: dict[str, Int[Tensor, "n"]]
+    prompts: tuple[str, ...]
+    corrupt_prompts: tuple[str, ...]
+    refused: tuple[str, ...] = ()
+    right_set: Bool[Tensor, "n d_vocab"] | None = None
+    wrong_set: Bool[Tensor, "n d_vocab"] | None = None
+
+    @property
+    def answer_sets(self) -> tuple[Bool[Tensor, "n d_vocab"], Bool[Tensor, "n d_vocab"]] | None:
+        """(right, wrong) masks over the vocabulary where an answer is a set of tokens, else None."""
+        if self.right_set is None or self.wrong_set is None:
+            return None
+        return self.right_set, self.wrong_set
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    prompt: str
+    corrupt_prompt: str
+    clean: list[int]
+    corrupt: list[int]
+    answer: int
+    wrong: int
+    positions: dict[str, int]
+    example: Example
+
+
+def task_names() -> tuple[str, ...]:
+    """The names that ``make_task`` knows."""
+    return tuple(BEHAVIOURS)
+
+
+def make_task(name: str, tokenizer: Any, *, n: int = 128, seed: int = 0, split: str = "test") -> Task:
+    """Prompt pairs of one task for one tokenizer, all of the same length and all different.
+
+    Args:
+        name: one of ``task_names()``.
+        tokenizer: a Hugging Face tokenizer, word level or sub-word, with a BOS (or EOS) token.
+        n: how many pairs are wanted; fewer come back when the split holds fewer of one length.
+        seed: of the draw.
+        split: "test" and "validation" use combinations that Fable's training text never holds.
+
+    Raises:
+        MechlabError: the task or split does not exist, or fewer than 8 pairs can be expressed by the
+            tokenizer (an answer is several tokens, or unknown); the message says which.
+    """
+    return max(_tasks(name, tokenizer, n, seed, split, every=False), key=len)
+
+
+def make_task_lengths(
+    name: str, tokenizer: Any, *, n: int = 128, seed: int = 0, split: str = "test"
+) -> tuple[Task, ...]:
+    """Like ``make_task``, but one ``Task`` per prompt length, together covering every template.
+
+    ``n`` bounds each of them; lengths with fewer than 8 pairs are left out.
+    """
+    return _tasks(name, tokenizer, n, seed, split, every=True)
+
+
+def _tasks(name: str, tokenizer: Any, n: int, seed: int, split: str, *, every: bool) -> tuple[Task, ...]:
+    _check(name, n, split)
+    pairs, refused = _draw(name, tokenizer, n, seed, split, every)
+    lengths: dict[int, list[_Pair]] = {}
+    for pair in pairs:
+        lengths.setdefault(len(pair.clean), []).append(pair)
+    full = [bucket[:n] for _, bucket in sorted(lengths.items()) if len(bucket) >= min(n, _LEAST)]
+    if not full:
+        shown = ", ".join(refused[:3]) or f"only {len(pairs)} pairs of any one length"
+        raise MechlabError("task cannot be expressed by this tokenizer", f"{name}: {shown}", _OTHER_TASK)
+    return tuple(_task(name, bucket, refused, tokenizer) for bucket in full)
+
+
+def _check(name: str, n: int, split: str) -> None:
+    if name not in BEHAVIOURS:
+        raise MechlabError("task does not exist", name, near(name, BEHAVIOURS))
+    if split not in PARTS:
+        raise MechlabError("split does not exist", split, near(split, PARTS))
+    if n < 1:
+        raise MechlabError("number of prompt pairs must be at least 1", n)
+
+
+def _draw(
+    name: str, tokenizer: Any, n: int, seed: int, split: str, every: bool
+) -> tuple[list[_Pair], tuple[str, ...]]:
+    """Candidate pairs in the order drawn: until one length holds n, or a fixed number for ``every`` length."""
+    rng = Random(f"task {name} {split} {seed}")
+    pairs: list[_Pair] = []
+    refused: dict[str, None] = {}
+    seen: set[str] = set()
+    counts: Counter[int] = Counter()
+    for _ in range(_DRAWS * max(n, 64)):
+        example = BEHAVIOURS[name](rng, split)
+        prompt = render(example.prompt())
+        if prompt in seen:
+            continue
+        seen.add(prompt)
+        pair = _encode(example, prompt, tokenizer)
+        if isinstance(pair, str):
+            refused[pair] = None
+            continue
+        pairs.append(pair)
+        counts[len(pair.clean)] += 1
+        if not every and counts[len(pair.clean)] == n:
+            break
+    return pairs, tuple(refused)
+
+
+def _encode(example: Example, prompt: str, tokenizer: Any) -> _Pair | str:
+    """The pair as token ids, or the reason why this tokenizer cannot express it."""
+    corrupt_prompt = render(example.prompt(corrupt=True))
+    bos = bos_id(tokenizer)
+    clean = [bos, *_ids(tokenizer, prompt)]
+    corrupt = [bos, *_ids(tokenizer, corrupt_prompt)]
+    if len(clean) != len(corrupt):
+        return f"{prompt!r} and its corrupt pair are {len(clean)} and {len(corrupt)} tokens"
+    answer = _answer(tokenizer, prompt, clean, example.answer)
+    wrong = _answer(tokenizer, prompt, clean, example.wrong)
+    for token in (answer, wrong):
+        if isinstance(token, str):
+            return token
+    assert isinstance(answer, int)
+    assert isinstance(wrong, int)
+    positions = _positions(example, tokenizer, clean)
+    if isinstance(positions, str):
+        return positions
+    return _Pair(prompt, corrupt_prompt, clean, corrupt, answer, wrong, positions, example)
+
+
+def _answer(tokenizer: Any, prompt: str, clean: list[int], word: str) -> int | str:
+    """The one token that ``word`` adds to the prompt, or why there is none."""
+    joined = word if word in PUNCTUATION else f" {word}"
+    after = _ids(tokenizer, prompt + joined)
+    if after[: len(clean) - 1] != clean[1:]:
+        return f"{joined!r} merges with the word before it"
+    added = after[len(clean) - 1 :]
+    if len(added) != 1:
+        return f"{joined!r} is {len(added)} tokens"
+    if added[0] == getattr(tokenizer, "unk_token_id", None):
+        return f"{joined!r} is not in the vocabulary"
+    return added[0]
+
+
+def _positions(example: Example, tokenizer: Any, clean: list[int]) -> dict[str, int] | str:
+    positions: dict[str, int] = {}
+    tokens = example.prompt()
+    for slot, place in example.template.slots.items():
+        if place >= len(tokens) or not slot[0].isupper():
+            continue
+        text = render(tokens[: place + 1])
+        prefix = _ids(tokenizer, text)
+        if clean[1 : len(prefix) + 1] != prefix:
+            return f"{tokens[place]!r} merges with the word after it"
+        positions[slot] = len(prefix)
+    positions["end"] = len(clean) - 1
+    return positions
+
+
+def bos_id(tokenizer: Any) -> int:
+    """The id that begins every prompt: the tokenizer's BOS, or its EOS where it has no BOS.
+
+    Raises:
+        MechlabError: the tokenizer has neither.
+    """
+    for kind in ("bos_token_id", "eos_token_id"):
+        found = getattr(tokenizer, kind, None)
+        if found is not None:
+            return int(found)
+    raise MechlabError("tokenizer has no BOS token", type(tokenizer).__name__, "set tokenizer.bos_token")
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _task(name: str, pairs: list[_Pair], refused: tuple[str, ...], tokenizer: Any) -> Task:
+    names = set.intersection(*(set(pair.positions) for pair in pairs))
+    right, wrong = _year_sets(pairs, tokenizer) if name == "greater_than" else (None, None)
+    return Task(
+        name=name,
+        clean=torch.tensor([pair.clean for pair in pairs]),
+        corrupt=torch.tensor([pair.corrupt for pair in pairs]),
+        answers=torch.tensor([pair.answer for pair in pairs]),
+        wrong=torch.tensor([pair.wrong for pair in pairs]),
+        positions={key: torch.tensor([pair.positions[key] for pair in pairs]) for key in sorted(names)},
+        prompts=tuple(pair.prompt for pair in pairs),
+        corrupt_prompts=tuple(pair.corrupt_prompt for pair in pairs),
+        refused=refused,
+        right_set=right,
+        wrong_set=wrong,
+    )
+
+
+def _year_sets(
+    pairs: list[_Pair], tokenizer: Any
+) -> tuple[Bool[Tensor, "n d_vocab"], Bool[Tensor, "n d_vocab"]]:
+    # The years' ids do not depend on the prompt once each of them is one token of its own.
+    first = pairs[0]
+    years = [_answer(tokenizer, first.prompt, first.clean, year) for year in TWO_DIGITS]
+    missing = [year for year in years if isinstance(year, str)]
+    if missing:
+        raise MechlabError(
+            "task cannot be expressed by this tokenizer", f"greater_than: {missing[0]}", _OTHER_TASK
+        )
+    ids = torch.tensor([year for year in years if isinstance(year, int)])
+    after = torch.tensor([int(pair.example.slots["Year"]) for pair in pairs])[:, None] < torch.arange(100)
+    right = torch.zeros(len(pairs), len(tokenizer), dtype=torch.bool)
+    wrong = right.clone()
+    right[:, ids] = after
+    wrong[:, ids] = ~after
+    return right, wrong
