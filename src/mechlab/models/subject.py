@@ -6,20 +6,18 @@ import contextlib
 import copy
 import functools
 import hashlib
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlparse
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.artifacts import fingerprint
+from mechlab.data.corpus import hub_is_offline
 from mechlab.errors import MechlabError, near
 from mechlab.models.sites import Site, site_table
 
@@ -185,7 +183,7 @@ def load_model(
     source = _source(str(name))
     local = Path(source).is_dir()
     options: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
-    if not local and _offline():
+    if not local and hub_is_offline():
         options["local_files_only"] = True
     with _loading_errors(str(name), local):
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -243,18 +241,6 @@ def _source(name: str) -> str:
         remedy = near(str(path), around) if around else "check the path"
         raise MechlabError("model directory does not exist", name, remedy)
     return name
-
-
-def _offline() -> bool:
-    """True when the hub's host name does not resolve: saves minutes of retries."""
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return False
-    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return True
-    return False
 
 
 @contextlib.contextmanager
