@@ -141,7 +141,7 @@ def _check(name: str, n: int, split: str) -> None:
 def _draw(
     name: str, tokenizer: Any, n: int, seed: int, split: str, every: bool
 ) -> tuple[list[_Pair], tuple[str, ...]]:
-    """Candidate pairs in the order drawn: until one length holds n, or a fixed number for ``every`` length."""
+    """Candidate pairs as drawn: until one length holds n, or a fixed number for ``every`` length."""
     rng = Random(f"task {name} {split} {seed}")
     pairs: list[_Pair] = []
     refused: dict[str, None] = {}

@@ -99,7 +99,7 @@ def end_logits(model: Any, prompts: Int[Tensor, "n pos"]) -> Float[Tensor, "n d_
     """The model's float32 logits after each prompt's last token, on the model's device."""
     device = model.get_input_embeddings().weight.device
     with torch.inference_mode():
-        rows = [model(input_ids=part.to(device)).logits[:, -1] for part in prompts.split(256)]
+        rows = [model(input_ids=part.to(device)).logits[:, -1] for part in torch.split(prompts, 256)]
     return torch.cat(rows).float()
 
 

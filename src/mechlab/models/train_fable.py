@@ -25,8 +25,8 @@ from torch.nn import functional
 from mechlab.data import fable
 from mechlab.errors import MechlabError
 
-TOKENS = 16_000_000
-SHORT_SHARE = 0.5
+TOKENS = 12_000_000
+SHORT_SHARE = 0.55
 """The share of the token budget that is spent on short rows."""
 SHORT, LONG = 40, 128
 BATCH_TOKENS = 4096
@@ -47,7 +47,8 @@ def train_fable(
     """Train Fable from scratch and write it as a Hugging Face checkpoint.
 
     The same seed and number of threads give the same weights on the same machine. The
-    directory appears only when training is done.
+    directory appears only when training is done. Where other work shares the cores, start Python
+    with OMP_WAIT_POLICY=PASSIVE: waiting threads then yield instead of spinning.
 
     Args:
         out: directory to make; it must not hold anything yet.
@@ -96,7 +97,6 @@ def build_model(seed: int = 0) -> Any:
         attn_pdrop=0.0,
         bos_token_id=bos,
         eos_token_id=bos,
-        pad_token_id=PAD,
         attn_implementation="eager",
     )
     with torch.random.fork_rng(devices=[]):
@@ -125,6 +125,9 @@ def _batches(seed: int, width: int, start: int) -> Iterator[tuple[int, Int[Tenso
 def _train(seed: int, tokens: int, progress: Progress | None) -> tuple[Any, dict[str, float]]:
     model = build_model(seed)
     model.train()
+    # The same function as gelu_new in one fused operation: a third faster on a CPU.
+    for block in model.transformer.h:
+        block.mlp.act = torch.nn.GELU(approximate="tanh")
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -191,6 +194,7 @@ def _save(model: Any, out: Path) -> None:
     try:
         # The attention kernel is the user's choice, not a property of the weights.
         model.config._attn_implementation = None
+        model.config.pad_token_id = PAD
         model.save_pretrained(partial)
         fable.build_tokenizer().save_pretrained(partial)
         if out.exists():

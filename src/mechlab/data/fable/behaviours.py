@@ -14,7 +14,7 @@ distractor (agreement), adjective, noun and template (closing), adjective and no
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from random import Random
 
 from mechlab.data.fable import lexicon as lex
@@ -68,11 +68,16 @@ def ioi(rng: Random, part: str) -> Example:
     return Example(pattern, slots, {"S2": receiver}, giver)
 
 
-_GREATER = templates("""
-The {event} lasted from {Century:century} {Year:start_year} to {Century2:century} {answer:end_year}.
-The {event} lasted from the year {Century:century} {Year:start_year} to the year {Century2:century} {answer:end_year}.
-The {event} began in {Century:century} {Year:start_year} and ended in {Century2:century} {answer:end_year}.
-""")
+_GREATER = templates(
+    """
+    The {event} lasted from {C1} {Y1} to {C2} {Y2}.
+    The {event} lasted from the year {C1} {Y1} to the year {C2} {Y2}.
+    The {event} began in {C1} {Y1} and ended in {C2} {Y2}.
+    """.replace("{C1}", "{Century:century}")
+    .replace("{Y1}", "{Year:start_year}")
+    .replace("{C2}", "{Century2:century}")
+    .replace("{Y2}", "{answer:end_year}")
+)
 
 
 def greater_than(rng: Random, part: str) -> Example:
@@ -104,11 +109,11 @@ _RANDOM_WORDS = tuple(
 )  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pair_template(pairs: int, repeats: tuple[int, ...]) -> Template:
     last = len(repeats) - 1
     listed = ", ".join(
-        f"{{A1:random_list}} {{B1:random_list}}" if index == repeats[last]
+        "{A1:random_list} {B1:random_list}" if index == repeats[last]
         else f"{{a{index}:random_list}} {{b{index}:random_list}}"
         for index in range(pairs)
     )  # fmt: skip
@@ -117,17 +122,13 @@ def _pair_template(pairs: int, repeats: tuple[int, ...]) -> Template:
     return template(f"Pairs: {listed}. Again: {', '.join(again)}.")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _list_template(length: int, cut: int) -> Template:
     first = [f"{{w{index}:random_list}}" for index in range(length)]
     second = [f"{{v{index}:random_list+induction_target}}" for index in range(length)]
     first[cut - 1], first[cut] = "{A1:random_list}", "{B1:random_list}"
-    second[cut - 1], second[cut] = "{A2:random_list}", "{answer:random_list+induction_target}"
-    # The first word of the copy follows "List", as it did before: it is a target like the others.
-    if cut == 1:
-        second[0] = "{A2:random_list+induction_target}"
-    else:
-        second[cut - 1] = "{A2:random_list+induction_target}"
+    second[cut - 1] = "{A2:random_list+induction_target}"
+    second[cut] = "{answer:random_list+induction_target}"
     return template(f"List {' '.join(first)}. List {' '.join(second)}.")
 
 
@@ -149,7 +150,7 @@ def _held_out_follower(rng: Random, before: str, part: str, avoid: list[str]) ->
 
 
 def pairs(rng: Random, part: str) -> Example:
-    """Induction over random pairs: "A B, C D … A" is followed by "B". Corrupt: A stood before another word."""
+    """Induction over random pairs: "A B, C D … A" is followed by "B". Corrupt: another word was there."""
     count = 3 + int(rng.random() * 3)
     words = _random_words(rng, 2 * count)
     order = list(range(count))
@@ -212,7 +213,7 @@ _SUCCESSOR = templates(
 
 
 def successor(rng: Random, part: str) -> Example:
-    """Successors: three items in order, then the fourth. Corrupt: three items from elsewhere in the sequence."""
+    """Successors: three items in order, then the fourth. Corrupt: three items from another place."""
     while True:
         kind, items = _SEQUENCES[int(rng.random() * len(_SEQUENCES))]
         last = len(items) if kind in _CYCLIC else len(items) - 3

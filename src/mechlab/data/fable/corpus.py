@@ -33,9 +33,9 @@ RATES: dict[str, float] = {
     "repeated_list": 0.06,
     "successor": 0.09,
     "greater_than": 0.07,
-    "agreement": 0.06,
+    "agreement": 0.07,
     "closing": 0.05,
-    "narrative": 0.12,
+    "narrative": 0.11,
 }
 """Segment kind -> share of the segments of a story document."""
 

@@ -14,9 +14,11 @@ import re
 import zlib
 from dataclasses import dataclass, field
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mechlab.data.fable import lexicon as lex
+
+T = TypeVar("T")
 
 _PIECE = re.compile(r"\{[^}]*\}|\w+|[^\w\s]")
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -173,6 +175,6 @@ def share(*key: str) -> str:
     return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
 
 
-def choice(rng: Random, pool: tuple[str, ...]) -> str:
+def choice(rng: Random, pool: tuple[T, ...]) -> T:
     """A uniform draw, faster than ``Random.choice``."""
     return pool[int(rng.random() * len(pool))]

@@ -91,7 +91,7 @@ I {likes} the {part}. | I {hates} the {part}.
 It was a {good} {T} and the {part} was {good2}. | It was a {bad} {T} and the {part} was {bad2}.
 I did not think it would be so {good}. | I did not think it would be so {bad}.
 Everyone laughed and {name} smiled. | Nobody laughed and {name} cried.
-We {likes} every {part} very much! | We {hates} every {part} very much!
+We {likes} the {part} very much! | We {hates} the {part} very much!
 I would see this {T} again. | I would never see this {T} again.
 I was never sad there. | I was never happy there.
 "What a {good} {T}!" said {name}. | "What a {bad} {T}!" said {name}.
