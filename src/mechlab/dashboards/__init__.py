@@ -1,0 +1,1 @@
+"""Dashboards: one offline page for a run, its features and its circuit."""

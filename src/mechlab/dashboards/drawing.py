@@ -1,0 +1,170 @@
+"""Where the nodes and edges of a circuit stand on the page.
+
+Layers go upwards: "embed" at the bottom, each layer's heads with its MLP above them,
+"logits" on top. Node names are those of ``mechlab.circuits.graph``: "a2.h1", "m3", and
+for readers "a2.h1.q". A name of another form gets a place in a row of its own, so
+nothing is left out of the drawing silently.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from mechlab.scores import Score
+
+SHOWN = 400
+"""Most edges drawn, the strongest first; the page says when there are more."""
+_ROW = 54
+_COLUMN = 66
+_MARGIN = 84
+_NODE = (52, 26)
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """One head: what attribution estimates, and what patching it measures (None: not patched)."""
+
+    name: str
+    attribution: float
+    exact: float | None
+
+
+@dataclass(frozen=True)
+class CircuitRecord:
+    """A circuit and how well it does.
+
+    Attributes:
+        task, method: what it is for, and how it was found.
+        n_edges: size of the circuit.
+        faithfulness: None when not measured.
+        edges: (source, reader, score).
+        heads: the table beside the drawing.
+    """
+
+    task: str
+    method: str
+    n_edges: int
+    faithfulness: Score | None = None
+    edges: tuple[tuple[str, str, float], ...] = ()
+    heads: tuple[HeadRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class DrawnNode:
+    """A node: centre in pixels, text, and whether any edge touches it."""
+
+    name: str
+    text: str
+    x: float
+    y: float
+    used: bool
+
+
+@dataclass(frozen=True)
+class DrawnEdge:
+    """An edge: SVG path, stroke width in pixels, and both ends' node names."""
+
+    source: str
+    reader: str
+    start: str
+    end: str
+    score: float
+    path: str
+    width: float
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A circuit laid out: size in pixels, row labels, nodes, edges (weakest first), edges left out."""
+
+    width: int
+    height: int
+    labels: tuple[tuple[str, float], ...]
+    nodes: tuple[DrawnNode, ...]
+    edges: tuple[DrawnEdge, ...]
+    omitted: int
+    node_width: int = _NODE[0]
+    node_height: int = _NODE[1]
+
+
+_Place = tuple[int, int, int]  # layer, 0 for heads and 1 for the MLP, order within the row
+
+
+def draw(circuit: CircuitRecord) -> Drawing:
+    """Lay out a circuit: rows by depth, heads by number, stroke width by |score|."""
+    strongest = sorted(circuit.edges, key=lambda edge: -abs(edge[2]))[:SHOWN]
+    used = {name for source, reader, _ in strongest for name in (source, _node(reader))}
+    names = used | {each.name for each in circuit.heads}
+    places = {name: _place(name, names) for name in sorted(names)}
+    rows = sorted({place[:2] for place in places.values()})
+    width = _MARGIN + _COLUMN * (1 + max((place[2] for place in places.values()), default=0)) + 16
+    height = _ROW * max(len(rows), 1) + 12
+    nodes: dict[str, DrawnNode] = {}
+    for name, place in places.items():
+        y = height - 6 - _ROW * (rows.index(place[:2]) + 0.5)
+        x = _MARGIN + _COLUMN * (place[2] + 0.5)
+        nodes[name] = DrawnNode(name, _text(name), x, y, name in used)
+    top = max((abs(score) for *_, score in strongest if math.isfinite(score)), default=0.0) or 1.0
+    edges = [
+        _edge(source, reader, score, nodes[source], nodes[_node(reader)], abs(score) / top)
+        for source, reader, score in reversed(strongest)
+    ]
+    labels = tuple((_label(row), height - 6 - _ROW * (i + 0.5)) for i, row in enumerate(rows))
+    return Drawing(
+        width, height, labels, tuple(nodes.values()), tuple(edges), len(circuit.edges) - len(strongest)
+    )
+
+
+def _node(reader: str) -> str:
+    """The node a reader belongs to: a head's query, key and value end at the head."""
+    return re.sub(r"\.[qkv]$", "", reader)
+
+
+def _place(name: str, names: set[str]) -> _Place:
+    head = re.fullmatch(r"a(\d+)\.h(\d+)", name)
+    if head:
+        return int(head[1]), 0, int(head[2])
+    mlp = re.fullmatch(r"m(\d+)", name)
+    if mlp:
+        return int(mlp[1]), 1, 0
+    if name == "embed":
+        return -1, 0, 0
+    if name == "logits":
+        return 1_000_000, 0, 0
+    others = sorted(each for each in names if each not in ("embed", "logits") and not _known(each))
+    return -2, 0, others.index(name)
+
+
+def _known(name: str) -> bool:
+    return re.fullmatch(r"a\d+\.h\d+|m\d+", name) is not None
+
+
+def _text(name: str) -> str:
+    """What fits on a node: "2.1" for head 1 of layer 2, "mlp 3"."""
+    head = re.fullmatch(r"a(\d+)\.h(\d+)", name)
+    if head:
+        return f"{head[1]}.{head[2]}"
+    return f"mlp {name[1:]}" if re.fullmatch(r"m\d+", name) else name
+
+
+def _label(row: tuple[int, int]) -> str:
+    layer, part = row
+    if layer == 1_000_000:
+        return "output"
+    if layer < 0:
+        return "input" if layer == -1 else "other"
+    return f"mlp {layer}" if part else f"heads {layer}"
+
+
+def _edge(
+    source: str, reader: str, score: float, start: DrawnNode, end: DrawnNode, share: float
+) -> DrawnEdge:
+    """A curve that leaves the top of its source and enters the bottom of its reader."""
+    half = _NODE[1] / 2
+    y0, y1 = start.y - half, end.y + half
+    bend = max(20.0, abs(y0 - y1) * 0.45)
+    path = f"M{start.x:g} {y0:g}C{start.x:g} {y0 - bend:g} {end.x:g} {y1 + bend:g} {end.x:g} {y1:g}"
+    width = round(0.75 + 4.25 * share, 2) if math.isfinite(share) else 0.75
+    return DrawnEdge(source, reader, start.name, end.name, score, path, width)
