@@ -158,6 +158,7 @@ class DecomposedForward:
         self._rotary, self._unembed = weights.rotary, weights.unembed
         self.attentions, self._mlps = weights.attentions, weights.mlps
         self._mlp_norms, self._final_norm = weights.mlp_norms, weights.final_norm
+        self.device = self.attentions[0].output.device
         self.shape = Shape(
             n_layers=len(weights.attentions),
             n_heads=self.attentions[0].inputs[0].shape[0],

@@ -37,7 +37,8 @@ class Norm:
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         if self.centred:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        return self.weight * F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.weight * F.rms_norm(wide, self.weight.shape, None, self.eps).to(x.dtype)
 
     def pull_back(
         self, x: Float[Tensor, "batch pos d_model"], gradient: Float[Tensor, "reader batch pos d_model"]

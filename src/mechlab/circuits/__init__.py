@@ -1,0 +1,1 @@
+"""Circuits: which edges of a model carry a behaviour, found, checked and scored."""

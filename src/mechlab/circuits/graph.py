@@ -1,0 +1,193 @@
+"""The computational graph of a model: sources, readers and the edges between them.
+
+A circuit is a boolean matrix ``[n_sources, n_readers]`` and its scores a float matrix of
+the same shape; nodes and edges are thin views. Names: sources "embed", "a2.h1" (head 1 of
+layer 2), "m3" (MLP of layer 3); readers "a3.h0.q", "a3.h0.k", "a3.h0.v", "m3", "logits".
+With grouped-query attention, keys and values count the key/value heads, which several
+query heads share.
+
+Edge count of a sequential model with H heads and as many key/value heads:
+Σ_l [3H(1+l(H+1)) + 1+l(H+1)+H] + 1+L(H+1), 32,491 for GPT-2 small (the graph of
+Conmy et al. 2023, without their q/k/v direct-computation edges).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mechlab.errors import MechlabError, near
+from mechlab.models.forward import Shape
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One edge of a circuit; ``score`` is None when none was given."""
+
+    source: str
+    reader: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A head, MLP, "embed" or "logits": what it writes and what it reads with.
+
+    Attributes:
+        source: its row; None for "logits".
+        readers: its columns; empty for "embed".
+    """
+
+    name: str
+    source: int | None
+    readers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All edges that a model of a given shape has."""
+
+    shape: Shape
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the rows."""
+        shape, names = self.shape, ["embed"]
+        for layer in range(shape.n_layers):
+            names += [f"a{layer}.h{head}" for head in range(shape.n_heads)] + [f"m{layer}"]
+        return tuple(names)
+
+    @cached_property
+    def readers(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        shape, names = self.shape, []
+        for layer in range(shape.n_layers):
+            for part, heads in zip("qkv", _heads(shape), strict=True):
+                names += [f"a{layer}.h{head}.{part}" for head in range(heads)]
+            names.append(f"m{layer}")
+        return (*names, "logits")
+
+    @cached_property
+    def real(self) -> Bool[Tensor, "n_sources n_readers"]:
+        """Which (source, reader) pairs are edges: the source is in the stream the reader reads."""
+        real = torch.zeros(self.shape.n_sources, self.shape.n_readers, dtype=torch.bool)
+        for stage in self.shape.stages:
+            real[: stage.upstream, stage.readers] = True
+        return real
+
+    @cached_property
+    def feeds(self) -> Bool[Tensor, "n_readers n_sources"]:
+        """Which sources compute from a reader directly (a shared key feeds its group of heads)."""
+        shape = self.shape
+        feeds = torch.zeros(shape.n_readers, shape.n_sources, dtype=torch.bool)
+        for stage in shape.stages:
+            if stage.kind == "mlp":
+                feeds[stage.readers, stage.writes] = True
+            elif stage.kind == "attention":
+                blocks = [
+                    torch.eye(heads, dtype=torch.bool).repeat_interleave(shape.n_heads // heads, 1)
+                    for heads in _heads(shape)
+                ]
+                feeds[stage.readers, stage.writes] = torch.cat(blocks)
+        return feeds
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges of the whole model."""
+        return int(self.real.sum())
+
+    def source(self, name: str) -> int:
+        """Row of a source; MechlabError offers near names when there is none."""
+        return _index(name, self.sources, "source")
+
+    def reader(self, name: str) -> int:
+        """Column of a reader; MechlabError offers near names when there is none."""
+        return _index(name, self.readers, "reader")
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node, "logits" last."""
+        found = [
+            Node(name, row, tuple(self.feeds[:, row].nonzero().flatten().tolist()))
+            for row, name in enumerate(self.sources)
+        ]
+        return (*found, Node("logits", None, (self.shape.n_readers - 1,)))
+
+    def edges(
+        self,
+        mask: Bool[Tensor, "n_sources n_readers"],
+        scores: Float[Tensor, "n_sources n_readers"] | None = None,
+    ) -> Iterator[Edge]:
+        """The edges of a circuit, by source and then reader."""
+        for row, column in (mask.cpu() & self.real).nonzero().tolist():
+            score = None if scores is None else float(scores[row, column])
+            yield Edge(self.sources[row], self.readers[column], score)
+
+    def mask(self, edges: list[tuple[str, str]]) -> Bool[Tensor, "n_sources n_readers"]:
+        """The circuit of these (source, reader) pairs; MechlabError for a pair that is no edge."""
+        mask = torch.zeros_like(self.real)
+        for source, reader in edges:
+            row, column = self.source(source), self.reader(reader)
+            if not self.real[row, column]:
+                raise MechlabError(
+                    "no such edge", f"{source} → {reader}", "the reader must act after the source"
+                )
+            mask[row, column] = True
+        return mask
+
+    def connected(self, mask: Bool[Tensor, "n_sources n_readers"]) -> Bool[Tensor, "n_sources n_readers"]:
+        """The edges of ``mask`` that lie on a path from "embed" to the logits.
+
+        Under resample ablation the others change nothing: a source that "embed" does not
+        reach has its corrupt value already.
+        """
+        mask = mask.cpu() & self.real
+        reached = torch.zeros(self.shape.n_sources, dtype=torch.bool)
+        reached[0] = True
+        leads = torch.zeros(self.shape.n_readers, dtype=torch.bool)
+        leads[-1] = True
+        stages = [stage for stage in self.shape.stages if stage.kind in ("attention", "mlp")]
+        for stage in stages:
+            touched = (mask[:, stage.readers] & reached[:, None]).any(0)
+            reached |= (self.feeds[stage.readers] & touched[:, None]).any(0)
+        for stage in reversed(stages):
+            useful = (mask & leads).any(1)
+            leads[stage.readers] = (self.feeds[stage.readers] & useful).any(1)
+        return mask & reached[:, None] & leads
+
+    def to_json(
+        self,
+        mask: Bool[Tensor, "n_sources n_readers"],
+        scores: Float[Tensor, "n_sources n_readers"] | None = None,
+    ) -> str:
+        """A circuit as JSON: the shape and one [source, reader, score] per edge."""
+        edges = [[edge.source, edge.reader, edge.score] for edge in self.edges(mask, scores)]
+        return json.dumps({"shape": asdict(self.shape), "edges": edges}, indent=1) + "\n"
+
+
+def from_json(text: str) -> tuple[Graph, Bool[Tensor, "n_sources n_readers"]]:
+    """The graph and the circuit that ``Graph.to_json`` wrote; MechlabError when it cannot be read."""
+    try:
+        fields = json.loads(text)
+        graph = Graph(Shape(**fields["shape"]))
+        pairs = [(str(source), str(reader)) for source, reader, _ in fields["edges"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise MechlabError("circuit JSON cannot be read", error, "it needs a shape and edges") from error
+    return graph, graph.mask(pairs)
+
+
+def _heads(shape: Shape) -> tuple[int, int, int]:
+    """Number of query, key and value readers in a layer."""
+    return shape.n_heads, shape.n_key_value_heads, shape.n_key_value_heads
+
+
+def _index(name: str, names: tuple[str, ...], kind: str) -> int:
+    if name not in names:
+        raise MechlabError(f"model has no {kind}", name, near(name, names))
+    return names.index(name)

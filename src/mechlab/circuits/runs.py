@@ -1,0 +1,83 @@
+"""Prompt pairs in batches, and the clean and corrupt runs that every method starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechlab.circuits.metrics import Metric
+from mechlab.data.tasks import Task
+from mechlab.models.forward import DecomposedForward, Stage
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class End:
+    """One run of a batch.
+
+    Attributes:
+        sources: output of every source.
+        streams: the residual stream entering each layer, and the logits at the end.
+        metric: per prompt, in the metric's units.
+    """
+
+    sources: Float[Tensor, "source batch pos d_model"]
+    streams: tuple[Float[Tensor, "batch pos d_model"], ...]
+    metric: Float[Tensor, "batch"]
+
+
+@dataclass(frozen=True)
+class PairedRun:
+    """A batch of prompt pairs, on the model's device, with both of its runs."""
+
+    task: Task
+    clean: End
+    corrupt: End
+
+
+def batches(task: Task, size: int, device: torch.device) -> Iterator[Task]:
+    """The task's prompt pairs in order, at most ``size`` at a time, on ``device``."""
+    for first in range(0, len(task), size):
+        rows = slice(first, first + size)
+        moved = {
+            name: getattr(task, name)[rows].to(device)
+            for name in ("clean", "corrupt", "answers", "wrong", "right_set", "wrong_set")
+            if getattr(task, name) is not None
+        }
+        yield replace(
+            task,
+            positions={name: index[rows].to(device) for name, index in task.positions.items()},
+            prompts=task.prompts[rows],
+            corrupt_prompts=task.corrupt_prompts[rows],
+            **moved,
+        )
+
+
+def paired_runs(
+    forward: DecomposedForward, task: Task, metric: Metric, batch_size: int = BATCH_SIZE
+) -> Iterator[PairedRun]:
+    """Both runs of every batch, without gradient."""
+    for batch in batches(task, batch_size, forward.device):
+        with torch.no_grad():
+            clean = _end(forward, batch, batch.clean, metric)
+            corrupt = _end(forward, batch, batch.corrupt, metric)
+        yield PairedRun(batch, clean, corrupt)
+
+
+def _end(forward: DecomposedForward, batch: Task, tokens: Tensor, metric: Metric) -> End:
+    streams: list[Tensor] = []
+
+    def read(stage: Stage, stream: Tensor) -> Tensor:
+        if stage.kind != "mlp":
+            streams.append(stream)
+        return stream
+
+    run = forward.run(tokens, positions=batch.positions["end"], read=read, keep=True)
+    assert run.sources is not None
+    assert run.logits is not None
+    return End(run.sources, tuple(streams), metric(run.logits, batch))

@@ -1,0 +1,133 @@
+"""The masked forward, faithfulness and its control."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mechlab.circuits.evaluate import faithfulness, random_circuits, run_circuits
+from mechlab.circuits.graph import Graph
+from mechlab.circuits.metrics import logit_difference, probability_difference
+from mechlab.circuits.patching import patch_nodes
+from mechlab.circuits.runs import batches
+from mechlab.data.tasks import Task
+from mechlab.models.forward import DecomposedForward, Shape, Stage
+
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+def test_all_edges_are_the_model_and_none_the_corrupt_run(architecture, random_module, random_task) -> None:
+    module, task = random_module(architecture), random_task()
+    forward = DecomposedForward(module)
+    real = Graph(forward.shape).real
+    masks = torch.stack([real, torch.zeros_like(real)])
+    values, whole, empty = run_circuits(forward, task, masks, batch_size=4)
+    torch.testing.assert_close(whole, logit_difference(module(task.clean).logits[:, -1], task), **CLOSE)
+    torch.testing.assert_close(empty, logit_difference(module(task.corrupt).logits[:, -1], task), **CLOSE)
+    torch.testing.assert_close(values, torch.stack([whole, empty]), **CLOSE)
+
+
+def slow_circuit(forward: DecomposedForward, task: Task, mask: Tensor) -> Tensor:
+    """Each reader's stream added up source by source."""
+    corrupt = forward.run(task.corrupt, keep=True).sources
+    now: list[Tensor] = []
+    biases: list[Tensor] = []
+
+    def write(stage: Stage, outputs: Tensor) -> Tensor:
+        now.extend(outputs)
+        if stage.kind == "attention" and forward.attentions[stage.layer].output_bias is not None:
+            biases.append(forward.attentions[stage.layer].output_bias)
+        return outputs
+
+    def read(stage: Stage, stream: Tensor) -> Tensor:
+        upstream_biases = biases[: stage.layer] if forward.shape.parallel else biases
+        streams = []
+        for reader in range(stage.readers.start, stage.readers.stop):
+            x = torch.zeros_like(stream) + sum(upstream_biases, torch.zeros(()))
+            for source in range(stage.upstream):
+                x = x + (now[source] if mask[source, reader] else corrupt[source])
+            streams.append(x)
+        return torch.stack(streams)
+
+    run = forward.run(task.clean, positions=task.positions["end"], read=read, write=write)
+    return logit_difference(run.logits, task)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fast_equals_slow(architecture, seed, random_module, random_task) -> None:
+    forward, task = DecomposedForward(random_module(architecture, seed)), random_task(seed)
+    graph = Graph(forward.shape)
+    masks = random_circuits(graph, graph.n_edges // 2, 3, seed)
+    values, _, _ = run_circuits(forward, task, masks)
+    for mask, value in zip(masks, values, strict=True):
+        torch.testing.assert_close(value, slow_circuit(forward, task, mask), **CLOSE)
+
+
+def test_removing_all_edges_of_a_node_is_noising_it(architecture, random_module, random_task) -> None:
+    forward, task = DecomposedForward(random_module(architecture, 1)), random_task(1)
+    real = Graph(forward.shape).real
+    nodes = list(range(1, forward.shape.n_sources))
+    masks = real.repeat(len(nodes), 1, 1)
+    for mask, node in zip(masks, nodes, strict=True):
+        mask[node] = False
+    values, whole, _ = run_circuits(forward, task, masks)
+    noising = patch_nodes(forward, task, nodes, metric=logit_difference)[0]
+    torch.testing.assert_close(whole - values, noising, **CLOSE)
+
+
+def test_edges_on_no_path_change_nothing(architecture, random_module, random_task) -> None:
+    forward, task = DecomposedForward(random_module(architecture, 2)), random_task(2)
+    graph = Graph(forward.shape)
+    masks = random_circuits(graph, graph.n_edges // 8, 6, seed=2)
+    pruned = torch.stack([graph.connected(mask) for mask in masks])
+    assert pruned.sum() < masks.sum()
+    torch.testing.assert_close(
+        run_circuits(forward, task, masks)[0], run_circuits(forward, task, pruned)[0], **CLOSE
+    )
+
+
+def test_faithfulness_of_the_whole_model_is_one(random_module, random_task) -> None:
+    forward, task = DecomposedForward(random_module("llama")), random_task(n=12)
+    score = faithfulness(forward, task, Graph(forward.shape).real, controls=3)
+    assert score.value == pytest.approx(1, abs=1e-4)
+    assert score.n == 12
+    assert score.null is not None
+    # Random circuits of all edges are the whole model too.
+    assert score.null.value == pytest.approx(1, abs=1e-4)
+    empty = faithfulness(forward, task, torch.zeros_like(Graph(forward.shape).real), controls=0)
+    assert empty.value == pytest.approx(0, abs=1e-4)
+    assert empty.null is None
+
+
+def test_faithfulness_is_a_ratio_of_means(random_module, random_task) -> None:
+    forward, task = DecomposedForward(random_module("gpt2", 3)), random_task(3)
+    graph = Graph(forward.shape)
+    mask = random_circuits(graph, 100, 1, seed=5)
+    values, whole, empty = run_circuits(forward, task, mask)
+    expected = float((values[0].mean() - empty.mean()) / (whole.mean() - empty.mean()))
+    assert faithfulness(forward, task, mask[0], controls=2).value == pytest.approx(expected, rel=1e-4)
+
+
+def test_random_circuits() -> None:
+    graph = Graph(Shape(3, 4, 2, parallel=True))
+    masks = random_circuits(graph, 20, 5, seed=1)
+    assert masks.sum((1, 2)).tolist() == [20] * 5
+    assert not (masks & ~graph.real).any()
+    assert torch.equal(masks, random_circuits(graph, 20, 5, seed=1))
+    assert not torch.equal(masks, random_circuits(graph, 20, 5, seed=2))
+
+
+def test_probability_difference(random_task) -> None:
+    task = random_task(n=2)
+    right = torch.zeros(2, 3, dtype=torch.bool)
+    right[:, 0] = True
+    wrong = torch.zeros(2, 3, dtype=torch.bool)
+    wrong[:, 1:] = True
+    sets = Task(**{**vars(task), "right_set": right, "wrong_set": wrong})
+    # A fourth column pads the model's vocabulary beyond the tokenizer's.
+    logits = torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]]).log()
+    torch.testing.assert_close(probability_difference(logits, sets), torch.tensor([0.1, -0.4]))
+    rows = list(batches(sets, 1, torch.device("cpu")))
+    assert [len(row) for row in rows] == [1, 1]
+    assert torch.equal(rows[1].clean, task.clean[1:])
