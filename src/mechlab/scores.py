@@ -238,8 +238,8 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
 
 
 def permutation_p(
-    left: Float[np.ndarray, "item"],
-    right: Float[np.ndarray, "item"],
+    left: Float[np.ndarray, "left_item"],
+    right: Float[np.ndarray, "right_item"],
     *,
     seed: int = 0,
     permutations: int = 10_000,

@@ -94,6 +94,25 @@ class Subject:
             ids = [self.bos, *ids]
         return torch.tensor(ids, dtype=torch.long)
 
+    def token_text(self, token: int) -> str:
+        """One token as it would be written, its leading space kept.
+
+        A token that is part of a character shows its vocabulary entry.
+        """
+        entry: str = self.tokenizer.convert_ids_to_tokens(token)
+        if entry.startswith("▁"):
+            return entry.replace("▁", " ")
+        text: str = self.tokenizer.decode([token])
+        if "\ufffd" in text:
+            return entry
+        # Word-level vocabularies have no spaces; texts are words divided by them.
+        return f" {text}" if self._word_level and text.isalnum() else text
+
+    @functools.cached_property
+    def _word_level(self) -> bool:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return type(getattr(backend, "model", None)).__name__ == "WordLevel"
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides what the model computes.

@@ -1,0 +1,30 @@
+# Each target alone, on a fresh machine with Python 3.11, git and make: creates .venv, installs, runs.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+# A second call reinstalls nothing: the stamp is older only than the files that decide what is installed.
+
+.PHONY: demo test test-all check clean
+
+demo: $(STAMP)
+	$(BIN)/mechlab run --out runs/demo
+
+test: check
+	$(BIN)/python -m pytest -n auto -m "not slow and not chaos and not notebooks and not docs and not peers"
+
+test-all: check
+	$(BIN)/python -m pytest -n auto -m "not peers"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,5 @@
+"""``python -m mechlab`` is the ``mechlab`` program."""
+
+from mechlab.cli.main import main
+
+main()

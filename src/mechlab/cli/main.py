@@ -1,0 +1,79 @@
+"""``mechlab COMMAND …``: finds the command, runs it, turns mistakes into one line and exit 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from mechlab.cli.outcome import Outcome
+from mechlab.errors import MechlabError, near
+
+Command = Callable[[list[str], str], Outcome]
+
+# Program words → (module, function, one-line help). Modules load when their command runs.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "run": ("mechlab.cli.run", "run", "the whole job: harvest, train, evaluate, find, explain, score, show"),
+    "model list": ("mechlab.cli.model", "list_models", "models that can be named right away"),
+    "model info": ("mechlab.cli.model", "info", "sites, sizes and fingerprint of a model"),
+    "model train-fable": ("mechlab.cli.model", "train", "train the bundled model from scratch"),
+    "model check-fable": ("mechlab.cli.model", "check", "measure every behaviour of the bundled model"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Exits 0 when done, 1 when a check fails, 2 for bad input, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(_run(words))
+    except MechlabError as error:
+        print(f"mechlab: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\nmechlab: interrupted; to go on: mechlab {shlex.join(words)}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output stopped reading; that is not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(COMMANDS))
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"mechlab {version('mechlab')}")
+        return 0
+    name = next((n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS), None)
+    if name is None:
+        group = {n: c for n, c in COMMANDS.items() if n.split()[0] == words[0]}
+        if group and (len(words) == 1 or words[1] in ("-h", "--help")):
+            print(_help(group))
+            return 0
+        given = " ".join(words[:2]) if group else words[0]
+        raise MechlabError("unknown command", given, near(given, group or COMMANDS))
+    module, function, _ = COMMANDS[name]
+    command: Command = getattr(__import__(module, fromlist=[function]), function)
+    rest = words[len(name.split()) :]
+    as_json = "--json" in rest
+    outcome = command([word for word in rest if word != "--json"], f"mechlab {name}")
+    print(json.dumps(outcome.payload) if as_json else outcome.text)
+    return outcome.exit
+
+
+def _help(commands: dict[str, tuple[str, str, str]]) -> str:
+    lines = [f"  mechlab {name:<20} {about}" for name, (_, _, about) in commands.items()]
+    return "\n".join(
+        [
+            "mechlab: a mechanistic-interpretability workbench",
+            "",
+            *lines,
+            "",
+            "Every command takes --help and --json (one JSON object on the last line of stdout).",
+        ]
+    )

@@ -1,0 +1,100 @@
+"""From words on the command line to a config object, with mistakes explained on one line."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mechlab.errors import MechlabError, near
+
+Config = TypeVar("Config", bound=BaseModel)
+_COMMON = (
+    "Also: --config FILE (YAML with the same fields; flags win over it), "
+    "--json (one JSON object on the last line of stdout)."
+)
+
+
+def parse(kind: type[Config], words: Sequence[str], program: str) -> Config:
+    """Parse the flags of ``kind``; ``--config FILE`` (YAML, same fields) sets their defaults.
+
+    Raises MechlabError for unknown flags or keys and for values of the wrong type.
+    """
+    words = list(words)
+    defaults = kind()
+    if "--config" in words:
+        at = words.index("--config")
+        if at + 1 == len(words):
+            raise MechlabError("--config needs a file", None, "name a YAML file")
+        defaults = read_config(kind, Path(words[at + 1]))
+        del words[at : at + 2]
+    said = io.StringIO()
+    # tyro draws its messages in a box as wide as the terminal; a wide one keeps sentences whole.
+    columns = os.environ.get("COLUMNS")
+    if not {"-h", "--help"} & set(words):
+        os.environ["COLUMNS"] = "1000"
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                args=words,
+                prog=program,
+                description=f"{inspect.getdoc(kind)}\n\n{_COMMON}",
+                default=defaults,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise _explain(said.getvalue(), kind, program) from None
+    finally:
+        if columns is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = columns
+
+
+def read_config(kind: type[Config], path: Path) -> Config:
+    """Read a YAML file with the fields of ``kind``; MechlabError names what is wrong in it."""
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError:
+        raise MechlabError("config file cannot be read", path, "check --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MechlabError("config file is not YAML", path, str(error).splitlines()[0]) from None
+    if not isinstance(content, dict):
+        raise MechlabError("config file must hold keys and values", path, "one 'key: value' a line")
+    unknown = [str(key) for key in content if key not in kind.model_fields]
+    if unknown:
+        raise MechlabError(f"unknown config key in {path}", unknown[0], near(unknown[0], kind.model_fields))
+    try:
+        return kind(**content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise MechlabError(f"config key {field} in {path} is wrong", first["input"], first["msg"]) from None
+
+
+def _explain(message: str, kind: type[BaseModel], program: str) -> MechlabError:
+    text = re.sub(r"[│╭╮╰╯─]+", "\n", message)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    unknown = re.search(r"Unrecognized options?: *([^\n]*)", text)
+    help_line = f"see {program} --help"
+    if unknown:
+        given = unknown.group(1).split(",")[0].strip()
+        flags = [f"--{name.replace('_', '-')}" for name in kind.model_fields]
+        return MechlabError("unknown option", given, f"{near(given.split('=')[0], flags)}; {help_line}")
+    wrong = re.search(r"Error parsing (--[\w-]+): *([^\n]*)", text)
+    if wrong:
+        return MechlabError(f"option {wrong.group(1)} is wrong", wrong.group(2), help_line)
+    # The first line is the title of the box.
+    return MechlabError(" ".join(lines[1:2]) or "command line cannot be read", None, help_line)
