@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from mechlab.errors import MechlabError
 from mechlab.features.explain import Explanations, best_f1, best_threshold, explain_features
 from mechlab.features.index import build_index
+from mechlab.features.rows import Rows
 from mechlab.features.rules import ANY, KeyTable, TokenRule
 
 TOKEN, SET, PAIR, AFTER, NOISE, DEAD, DENSE, RARE = range(8)
@@ -49,7 +51,7 @@ def test_noise_gets_a_rule_that_explains_little(explained):
 
 def test_sentence_names_the_tokens(explained):
     assert explained.sentences[TOKEN] == "fires on ' t50' (100 % of its activation; active on 100 % of these)"
-    assert explained.sentences[PAIR].startswith("fires on ' t31' after ' t30' (")
+    assert explained.sentences[PAIR].startswith("fires at the end of ' t30'+' t31' (")
     assert explained.sentences[AFTER].startswith("fires after ' t80' (")
     long = TokenRule("token", tuple((ANY, t) for t in range(10)), (1.0,) * 10).sentence(str)
     assert "and 2 more" in long
@@ -114,6 +116,19 @@ def test_json_round_trip_and_determinism(planted, explained, decode):
     assert Explanations.from_dict(json.loads(text)) == explained
     again = explain_features(build_index(planted.explain), planted.explain, decode)
     assert json.dumps(again.to_dict()) == text
+
+
+def test_order_of_documents_does_not_matter(planted, explained, decode):
+    rows = planted.explain
+    documents = np.random.default_rng(0).permutation(np.unique(rows.document))
+    order = np.concatenate([np.flatnonzero(rows.document == each) for each in documents])
+    arrays = (getattr(rows, each.name)[order] for each in fields(rows) if each.name != "d_sae")
+    mixed = Rows(*arrays, d_sae=rows.d_sae)
+    again = explain_features(build_index(mixed), mixed, decode)
+    assert again.sentences == explained.sentences
+    for feature, rule in explained.rules.items():
+        assert again.rules[feature].keys == rule.keys
+        assert np.allclose(again.rules[feature].activations, rule.activations)
 
 
 def test_other_rows_are_refused(planted, decode):

@@ -17,8 +17,10 @@ from mechlab.scores import Score
 SHOWN = 400
 """Most edges drawn, the strongest first; the page says when there are more."""
 _ROW = 54
-_COLUMN = 66
 _MARGIN = 84
+_SPAN = 900
+"""Width that the columns share, as far as each stays between these bounds."""
+_COLUMN = (62, 132)
 _NODE = (52, 26)
 
 
@@ -77,7 +79,15 @@ class DrawnEdge:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A circuit laid out: size in pixels, row labels, nodes, edges (weakest first), edges left out."""
+    """A circuit laid out.
+
+    Attributes:
+        width, height: in pixels.
+        labels: text and height of every row.
+        edges: weakest first, so that the strongest lie on top.
+        omitted: edges too weak to be drawn.
+        heads: the table, largest effect first.
+    """
 
     width: int
     height: int
@@ -85,6 +95,7 @@ class Drawing:
     nodes: tuple[DrawnNode, ...]
     edges: tuple[DrawnEdge, ...]
     omitted: int
+    heads: tuple[HeadRecord, ...]
     node_width: int = _NODE[0]
     node_height: int = _NODE[1]
 
@@ -99,12 +110,17 @@ def draw(circuit: CircuitRecord) -> Drawing:
     names = used | {each.name for each in circuit.heads}
     places = {name: _place(name, names) for name in sorted(names)}
     rows = sorted({place[:2] for place in places.values()})
-    width = _MARGIN + _COLUMN * (1 + max((place[2] for place in places.values()), default=0)) + 16
+    columns = 1 + max((place[2] for place in places.values()), default=0)
+    column = min(max(_SPAN / columns, _COLUMN[0]), _COLUMN[1])
+    width = round(_MARGIN + column * columns + 16)
+    alone = {row for row in rows if row not in {place[:2] for place in places.values() if place[2] > 0}}
     height = _ROW * max(len(rows), 1) + 12
     nodes: dict[str, DrawnNode] = {}
     for name, place in places.items():
         y = height - 6 - _ROW * (rows.index(place[:2]) + 0.5)
-        x = _MARGIN + _COLUMN * (place[2] + 0.5)
+        # A row of one (an MLP, the input, the output) stands in the middle, unless it is a row of heads.
+        middle = place[:2] in alone and not name.startswith("a")
+        x = _MARGIN + column * (columns / 2 if middle else place[2] + 0.5)
         nodes[name] = DrawnNode(name, _text(name), x, y, name in used)
     top = max((abs(score) for *_, score in strongest if math.isfinite(score)), default=0.0) or 1.0
     edges = [
@@ -112,8 +128,17 @@ def draw(circuit: CircuitRecord) -> Drawing:
         for source, reader, score in reversed(strongest)
     ]
     labels = tuple((_label(row), height - 6 - _ROW * (i + 0.5)) for i, row in enumerate(rows))
+    heads = sorted(
+        circuit.heads, key=lambda head: -abs(head.attribution if head.exact is None else head.exact)
+    )
     return Drawing(
-        width, height, labels, tuple(nodes.values()), tuple(edges), len(circuit.edges) - len(strongest)
+        width=width,
+        height=height,
+        labels=labels,
+        nodes=tuple(nodes.values()),
+        edges=tuple(edges),
+        omitted=len(circuit.edges) - len(strongest),
+        heads=tuple(heads),
     )
 
 
@@ -165,6 +190,12 @@ def _edge(
     half = _NODE[1] / 2
     y0, y1 = start.y - half, end.y + half
     bend = max(20.0, abs(y0 - y1) * 0.45)
-    path = f"M{start.x:g} {y0:g}C{start.x:g} {y0 - bend:g} {end.x:g} {y1 + bend:g} {end.x:g} {y1:g}"
+    # An edge straight up past other rows would run through their nodes: swing it aside.
+    straight = abs(start.x - end.x) < _NODE[0] and abs(y0 - y1) > _ROW
+    aside = (_NODE[0] + 0.12 * abs(y0 - y1)) * (1 if score >= 0 else -1) if straight else 0.0
+    path = (
+        f"M{start.x:g} {y0:g}C{start.x + aside:g} {y0 - bend:g} "
+        f"{end.x + aside:g} {y1 + bend:g} {end.x:g} {y1:g}"
+    )
     width = round(0.75 + 4.25 * share, 2) if math.isfinite(share) else 0.75
     return DrawnEdge(source, reader, start.name, end.name, score, path, width)

@@ -30,9 +30,12 @@
     if (value === 0) return "0";
     const size = Math.abs(value);
     if (size < 1e-4 || size >= 1e6) return value.toExponential(1);
-    return String(Number(value.toPrecision(3)));
+    return size >= 1000 ? value.toFixed(0) : value.toPrecision(3);
   }
-  const percent = (value) => (value >= 0.1 ? (100 * value).toFixed(0) : show(100 * value)) + " %";
+  function percent(share) {
+    const value = 100 * share;
+    return (value === 0 || value >= 10 ? value.toFixed(0) : value >= 1 ? value.toFixed(1) : value >= 0.01 ? value.toFixed(2) : show(value)) + " %";
+  }
 
   // ---------- list ----------
   const SIGNS = { "<": (a, b) => a < b, ">": (a, b) => a > b, "=": (a, b) => a === b };
@@ -89,7 +92,7 @@
     } else cell.append(make("span", { class: "quiet" }, "–"));
     const row = make("tr", { "data-index": feature.index },
       make("td", { class: "number" }, make("a", { href: `#f=${feature.index}` }, feature.index)),
-      make("td", { title: feature.explanation, dir: "auto" }, feature.explanation || make("span", { class: "quiet" }, feature.density ? "no explanation" : "dead")),
+      make("td", { title: feature.explanation, dir: "auto" }, feature.explanation.replace(/^fires (on |at the end of )?/, "") || make("span", { class: "quiet" }, feature.density ? "no explanation" : "dead")),
       cell,
       make("td", { class: "number" }, percent(feature.density)));
     row.addEventListener("click", () => go(feature.index));
@@ -217,7 +220,8 @@
     for (const match of text.matchAll(HIDDEN)) {
       span.append(text.slice(from, match.index));
       const [all, space, line, tab] = match;
-      span.append(make("i", {}, space ? "·" : line ? "↵\n" : tab ? "→\t" : "\\u" + all.charCodeAt(0).toString(16).padStart(4, "0")));
+      if (space || line || tab) span.append(make("wbr")); // a line may break here, though no white space is left
+      span.append(make("i", {}, space ? "·" : line ? "↵" : tab ? "⇥" : "\\u" + all.charCodeAt(0).toString(16).padStart(4, "0")));
       from = match.index + all.length;
     }
     span.append(text.slice(from) || (text ? "" : "∅"));
@@ -225,7 +229,7 @@
       span.className = centre ? "on centre" : "on";
       span.style.setProperty("--a", maximum ? Math.min(1, activation / maximum) : 0);
       span.title = `activation ${show(activation)}`;
-      span.setAttribute("role", "mark");
+      span.setAttribute("role", "img"); // a plain span may not carry a label
       span.setAttribute("aria-label", `${text}, activation ${show(activation)}`);
     }
     return span;
@@ -289,5 +293,5 @@
   refresh();
   if (linked() !== null) open(linked());
   else if (features.length) open(shown[0].index);
-  else view.replaceChildren(make("p", { class: "quiet" }, "This run has no features."));
+  else view.hidden = true;
 })();

@@ -237,12 +237,14 @@ def _interval(score: Score) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A number as people read it: thousands apart, four significant digits."""
+    """A number as people read it: thousands apart, three decimals unless very small or large."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u202f")
-    return f"{value:.4g}" if math.isfinite(value) else "–"
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
 def _plain(value: Any) -> str:

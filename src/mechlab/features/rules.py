@@ -78,7 +78,7 @@ class TokenRule:
         firing = [key for activation, key in ranked if activation > self.threshold]
         shown = ", ".join(_show(key, decode) for key in firing[:_SHOWN])
         more = f" and {len(firing) - _SHOWN} more" if len(firing) > _SHOWN else ""
-        verb = "fires after" if self.kind == "previous" else "fires on"
+        verb = {"token": "fires on", "previous": "fires after", "pair": "fires at the end of"}[self.kind]
         return (
             f"{verb} {shown}{more} ({self.share:.0%} of its activation; "
             f"active on {self.precision:.0%} of these)"
@@ -149,4 +149,4 @@ def _show(key: Key, decode: Decode) -> str:
         return repr(decode(previous))
     if previous == ANY:
         return repr(decode(token))
-    return f"{decode(token)!r} after {decode(previous)!r}"
+    return f"{decode(previous)!r}+{decode(token)!r}"
