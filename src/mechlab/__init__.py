@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mechlab.interventions.edit import editing as editing
     from mechlab.models.subject import Subject as Subject
     from mechlab.models.subject import load_model as load_model
-    from mechlab.pipeline import RunConfig as RunConfig
-    from mechlab.pipeline import run as run
+    from mechlab.pipeline.config import RunConfig as RunConfig
+    from mechlab.pipeline.job import run as run
     from mechlab.sae.dictionary import load_sae as load_sae
     from mechlab.sae.dictionary import train_sae as train_sae
     from mechlab.sae.evaluate import evaluate as evaluate
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "MechlabError": "errors",
-    "RunConfig": "pipeline",
+    "RunConfig": "pipeline.config",
     "Score": "scores",
     "Subject": "models.subject",
     "editing": "interventions.edit",
@@ -45,7 +45,7 @@ _HOMES = {
     "make_task": "data.tasks",
     "open_corpus": "data.corpus",
     "open_store": "activations.store",
-    "run": "pipeline",
+    "run": "pipeline.job",
     "score_explanations": "features.detection",
     "train_sae": "sae.dictionary",
 }

@@ -11,8 +11,8 @@ from rich.table import Table
 from mechlab.cli.outcome import Outcome
 from mechlab.cli.parse import parse
 from mechlab.cli.progress import Reporter
-from mechlab.pipeline import RunConfig
-from mechlab.pipeline import run as run_pipeline
+from mechlab.pipeline.config import RunConfig
+from mechlab.pipeline.job import run as run_pipeline
 
 
 def run(words: list[str], program: str) -> Outcome:

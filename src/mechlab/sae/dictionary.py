@@ -141,9 +141,10 @@ def encode_store(
 
 
 def default_config(d_in: int, tokens: int) -> TrainConfig:
-    """Settings that suit a model of this width when the user names none: 8x wide, k of d_in / 8, 8 to 32."""
-    k = min(32, max(8, d_in // 8))
-    return TrainConfig(d_sae=2 ** math.ceil(math.log2(8 * d_in)), k=k, tokens=tokens)
+    """Settings when the user names none: eight times as wide as the site, at least 1,024; k of 16, or 32."""
+    return TrainConfig(
+        d_sae=max(1024, 2 ** math.ceil(math.log2(8 * d_in))), k=16 if d_in <= 256 else 32, tokens=tokens
+    )
 
 
 def _saelens_config(sae: TopK, site: str) -> dict[str, object]:

@@ -1,0 +1,77 @@
+"""What the page of a run shows, put together from the run's results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mechlab.circuits.circuit import Circuit
+from mechlab.dashboards.drawing import CircuitRecord, HeadRecord
+from mechlab.dashboards.page import Page, Result
+from mechlab.dashboards.records import feature_records
+from mechlab.features.detection import DetectionResult
+from mechlab.features.explain import Explanations
+from mechlab.features.index import FeatureIndex
+from mechlab.sae.evaluate import Evaluation
+
+
+def run_page(
+    *,
+    model: str,
+    site: str,
+    tokens: int,
+    command: str,
+    config: Mapping[str, Any],
+    fingerprints: Mapping[str, str],
+    timings: Mapping[str, float],
+    evaluation: Evaluation,
+    circuit: Circuit | None,
+    index: FeatureIndex,
+    explanations: Explanations,
+    detection: DetectionResult,
+    decode: Callable[[int], str],
+) -> Page:
+    """The page of one run.
+
+    Args:
+        tokens: rows the dictionary was trained on.
+        command: the exact command that makes the run again.
+        timings: stage → seconds.
+        decode: token id → the string to show.
+    """
+    results = [
+        Result.of(evaluation.l0, "L0", "active latents per held-out token"),
+        Result.of(evaluation.fve, "Fraction of variance explained"),
+        Result.of(evaluation.ce_recovered, "CE loss recovered", "against mean ablation"),
+        Result.of(evaluation.ce_recovered_zero, "CE loss recovered", "against zero ablation"),
+        Result("Dead latents", evaluation.dead, note=f"on {evaluation.tokens:,} held-out tokens"),
+    ]
+    if circuit is not None:
+        results.append(Result.of(circuit.faithfulness, "Circuit faithfulness", f"{circuit.n_edges} edges"))
+    if detection.total is not None:
+        note = f"mean of {len(detection.scores):,} features"
+        results.append(Result.of(detection.total, "Detection", note))
+    return Page(
+        title=f"{model} at {site}",
+        model=model,
+        site=site,
+        tokens=tokens,
+        command=command,
+        config=config,
+        fingerprints=fingerprints,
+        results=tuple(results),
+        timings=timings,
+        features=feature_records(index, explanations, detection, decode),
+        circuit=None if circuit is None else _circuit(circuit),
+    )
+
+
+def _circuit(circuit: Circuit) -> CircuitRecord:
+    return CircuitRecord(
+        task=circuit.task,
+        method=circuit.method,
+        n_edges=circuit.n_edges,
+        faithfulness=circuit.faithfulness,
+        edges=tuple((edge.source, edge.reader, float(edge.score or 0.0)) for edge in circuit.edges),
+        heads=tuple(HeadRecord(e.node, e.attribution, e.noising) for e in circuit.heads.effects),
+    )

@@ -1,0 +1,1 @@
+"""The main job, from a model and a corpus to a page."""

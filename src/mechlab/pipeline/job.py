@@ -1,0 +1,371 @@
+"""The main job: from a model and a corpus to a dictionary, a circuit, scored explanations and a page.
+
+Each stage writes an artifact into the run directory and is skipped when that artifact is
+already there, so a run that was interrupted goes on where it stopped. The run itself is an
+artifact whose files are ``summary.json`` and ``dashboard.html``.
+
+Documents are divided once: the dictionary is trained and the features are explained on the
+train split, the dictionary is evaluated on validation, and explanations are scored on test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mechlab.activations.store import Store, harvest
+from mechlab.artifacts import (
+    Writer,
+    canonical_json,
+    exists,
+    fingerprint,
+    open_artifact,
+    write_atomic,
+    writing,
+)
+from mechlab.circuits.circuit import Circuit, task_fingerprint
+from mechlab.circuits.find import find_circuit
+from mechlab.dashboards.page import render_page
+from mechlab.dashboards.run_page import run_page
+from mechlab.data.corpus import BUNDLED, Corpus, open_corpus, require_tokens
+from mechlab.data.tasks import Task, make_task
+from mechlab.errors import MechlabError
+from mechlab.features.detection import DetectionResult, score_explanations
+from mechlab.features.explain import Explanations, explain_features
+from mechlab.features.index import FeatureIndex, build_index, load_index, save_index
+from mechlab.features.rows import Rows
+from mechlab.models.subject import Subject, load_model
+from mechlab.pipeline.config import RunConfig
+from mechlab.sae.dictionary import Dictionary, default_config, encode_store, train_sae
+from mechlab.sae.evaluate import Evaluation, evaluate
+from mechlab.sae.topk import TopK
+from mechlab.sae.train import TrainConfig
+
+KIND = "run"
+SUMMARY, PAGE = "summary.json", "dashboard.html"
+# Rows of the training store that explanations are learnt from.
+EXPLAIN_ROWS = 300_000
+# Prompt pairs for choosing a circuit, and as many held-out ones for judging it.
+PROMPTS = 128
+STAGES = ("harvest", "train", "evaluate", "circuit", "explain", "score", "page")
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""Called with (stage, done, total, figures worth showing)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: the run directory.
+        summary: the content of its ``summary.json``.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+
+    @property
+    def dashboard(self) -> Path:
+        """The page, to be opened in a browser."""
+        return self.path / PAGE
+
+
+def run(config: RunConfig | None = None, *, progress: Progress | None = None, **settings: Any) -> Run:
+    """Run the main job.
+
+    Args:
+        config: the settings; or give them as keywords (``ml.run(model="fable", out="runs/demo")``).
+        progress: called as the stages advance.
+
+    Raises MechlabError for bad settings, before any long work where that can be known, and for
+    an output directory that holds something else.
+    """
+    config = config or RunConfig(**settings)
+    subject = load_model(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    job = _Job(config, subject, _corpus(config), progress or (lambda *_: None))
+    plan = {
+        **config.model_dump(exclude={"out", "overwrite", "device"}),
+        "site": job.site,
+        "n_ctx": job.n_ctx,
+        "train": job.training.to_dict(),
+    }
+    inputs = {"model": subject.fingerprint, "corpus": job.corpus.fingerprint}
+    with writing(
+        config.out, KIND, config=plan, seed=config.seed, inputs=inputs, overwrite=config.overwrite
+    ) as writer:
+        if writer.finished is None:
+            job.check()
+            job.run(writer)
+        assert writer.finished is not None
+        return Run(config.out, json.loads(writer.finished.file(SUMMARY).read_text()))
+
+
+class _Job:
+    """One run under way: its parts, its settings made definite, and the seconds each stage took."""
+
+    def __init__(self, config: RunConfig, subject: Subject, corpus: Corpus, progress: Progress) -> None:
+        self.config, self.subject, self.corpus, self.progress = config, subject, corpus, progress
+        layers = subject.module.config.num_hidden_layers
+        self.site = config.site or f"blocks.{layers // 2}.hook_resid_post"
+        self.n_ctx = config.n_ctx or min(subject.n_ctx, 512)
+        defaults = default_config(subject.site(self.site).dim, config.train_tokens or 1_500_000)
+        self.training = TrainConfig(
+            d_sae=defaults.d_sae if config.d_sae is None else config.d_sae,
+            k=defaults.k if config.k is None else config.k,
+            tokens=defaults.tokens,
+        )
+        self.seconds: dict[str, float] = {}
+
+    def check(self) -> None:
+        """Find out now what would fail late: sizes, the task's tokens, the corpus' length."""
+
+        TopK(1, self.training.d_sae, self.training.k)
+        if self.config.task != "none":
+            self._task("test")
+        require_tokens(self.corpus, self.subject.tokenizer, n_ctx=self.n_ctx)
+
+    def run(self, writer: Writer) -> None:
+        """All stages in order, then the summary and the page."""
+        ledger = writer.work / "seconds.json"
+        if ledger.is_file():
+            self.seconds = json.loads(ledger.read_text())
+        with self._timed("harvest", ledger):
+            store = self._harvest("activations", "train", self.config.tokens)
+            heldout = self._harvest("heldout", "test", self.config.heldout_tokens)
+        with self._timed("train", ledger):
+            dictionary = self._train(store)
+        with self._timed("evaluate", ledger):
+            evaluation = self._evaluate(dictionary)
+        with self._timed("circuit", ledger):
+            circuit = None if self.config.task == "none" else self._circuit()
+        with self._timed("explain", ledger):
+            index, explanations = self._explain(dictionary, store)
+        with self._timed("score", ledger):
+            detection = self._score(dictionary, heldout, explanations)
+        summary = self._summary(store, dictionary, evaluation, circuit, explanations, detection)
+        with self._timed("page", ledger):
+            page = run_page(
+                model=self.config.model,
+                site=self.site,
+                tokens=store.n_rows,
+                command=self.config.command(),
+                config=writer.plan.config,
+                fingerprints=writer.plan.inputs,
+                timings=self.seconds,
+                evaluation=evaluation,
+                circuit=circuit,
+                index=index,
+                explanations=explanations,
+                detection=detection,
+                decode=self.subject.token_text,
+            )
+            write_atomic(writer.work / PAGE, render_page(page))
+        summary["seconds"] = {stage: round(self.seconds.get(stage, 0.0), 2) for stage in STAGES}
+        write_atomic(writer.work / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        writer.commit([SUMMARY, PAGE])
+
+    def _harvest(self, name: str, split: str, tokens: int) -> Store:
+        return harvest(
+            self.subject,
+            self.corpus,
+            self.site,
+            self.config.out / name,
+            tokens=tokens,
+            split=split,
+            n_ctx=self.n_ctx,
+            seed=self.config.seed,
+            overwrite=self.config.overwrite,
+            progress=lambda done, total: self.progress(f"harvest {split}", done, total, {}),
+        )
+
+    def _train(self, store: Store) -> Dictionary:
+        return train_sae(
+            store,
+            self.site,
+            self.config.out / "sae",
+            self.training,
+            seed=self.config.seed,
+            device=self.subject.device,
+            overwrite=self.config.overwrite,
+            progress=lambda done, total, figures: self.progress("train", done, total, figures),
+        )
+
+    def _evaluate(self, dictionary: Dictionary) -> Evaluation:
+        tokens = self.config.heldout_tokens
+        fields = self._record(
+            "evaluation",
+            {"tokens": tokens, "split": "validation", "n_ctx": self.n_ctx},
+            {"model": self.subject.fingerprint, "dictionary": dictionary.artifact.manifest.fingerprint},
+            lambda: evaluate(
+                self.subject,
+                dictionary,
+                self.corpus,
+                tokens=tokens,
+                n_ctx=self.n_ctx,
+                seed=self.config.seed,
+                progress=lambda done, total: self.progress("evaluate", done, total, {}),
+            ).to_dict(),
+        )
+        return Evaluation.from_dict(fields)
+
+    def _circuit(self) -> Circuit:
+
+        path, selection, held_out = self.config.out / "circuit", self._task("validation"), self._task("test")
+        if exists(path):
+            found = Circuit.load(path)
+            made_from = (found.model, found.seed, found.selection, found.held_out)
+            wanted = (task_fingerprint(selection), task_fingerprint(held_out))
+            if made_from == (self.subject.fingerprint, self.config.seed, *wanted):
+                return found
+        found = find_circuit(
+            self.subject,
+            selection,
+            held_out,
+            seed=self.config.seed,
+            progress=lambda done, total: self.progress("circuit", done, total, {}),
+        )
+        found.save(path, overwrite=self.config.overwrite)
+        return found
+
+    def _explain(self, dictionary: Dictionary, store: Store) -> tuple[FeatureIndex, Explanations]:
+
+        path, made_from = self.config.out / "features", dictionary.artifact.manifest.fingerprint
+        rows = functools.cache(lambda: self._rows(dictionary, store, EXPLAIN_ROWS))
+        if not (exists(path) and open_artifact(path).manifest.inputs.get("dictionary") == made_from):
+            save_index(
+                build_index(rows()),
+                path,
+                seed=self.config.seed,
+                inputs={"dictionary": made_from},
+                overwrite=self.config.overwrite,
+            )
+        index = load_index(path)
+        fields = self._record(
+            "explanations",
+            {"rows": min(EXPLAIN_ROWS, store.n_rows)},
+            {"dictionary": made_from, "features": open_artifact(path).manifest.fingerprint},
+            lambda: explain_features(index, rows(), self.subject.token_text).to_dict(),
+        )
+        return index, Explanations.from_dict(fields)
+
+    def _score(self, dictionary: Dictionary, heldout: Store, explanations: Explanations) -> DetectionResult:
+
+        fields = self._record(
+            "detection",
+            {"split": "test"},
+            {
+                "activations": heldout.artifact.manifest.fingerprint,
+                "explanations": fingerprint(explanations.to_dict()),
+            },
+            lambda: score_explanations(
+                explanations, self._rows(dictionary, heldout, None), self.config.seed
+            ).to_dict(),
+        )
+        return DetectionResult.from_dict(fields)
+
+    def _summary(
+        self,
+        store: Store,
+        dictionary: Dictionary,
+        evaluation: Evaluation,
+        circuit: Circuit | None,
+        explanations: Explanations,
+        detection: DetectionResult,
+    ) -> dict[str, Any]:
+        total = detection.total
+        return {
+            "model": self.config.model,
+            "site": self.site,
+            "tokens": store.n_rows,
+            "sae": {
+                "d_sae": dictionary.sae.d_sae,
+                "k": dictionary.sae.k,
+                "l0": evaluation.l0.value,
+                "fve": evaluation.fve.value,
+                "ce_recovered": evaluation.ce_recovered.value,
+                "ce_recovered_zero": evaluation.ce_recovered_zero.value,
+                "dead": evaluation.dead,
+            },
+            "circuit": None
+            if circuit is None
+            else {
+                "task": circuit.task,
+                "method": circuit.method,
+                "n_edges": circuit.n_edges,
+                "faithfulness": circuit.faithfulness.value,
+                "faithfulness_null": circuit.faithfulness.null and circuit.faithfulness.null.value,
+            },
+            "features": {
+                "explained": len(explanations.rules),
+                "scored": len(detection.scores),
+                "detection_mean": total and total.value,
+                "detection_interval": total and [total.low, total.high],
+                "detection_null": total and total.null and total.null.value,
+            },
+            "dashboard": str(self.config.out / PAGE),
+        }
+
+    def _task(self, split: str) -> Task:
+        return make_task(
+            self.config.task, self.subject.tokenizer, n=PROMPTS, seed=self.config.seed, split=split
+        )
+
+    def _rows(self, dictionary: Dictionary, store: Store, rows: int | None) -> Rows:
+
+        codes = encode_store(dictionary, store, rows=rows)
+        columns = {c: store.column(c)[:rows].numpy() for c in ("tokens", "context", "position", "document")}
+        return Rows(
+            **columns, values=codes.values.numpy(), indices=codes.indices.numpy(), d_sae=dictionary.sae.d_sae
+        )
+
+    def _record(
+        self, kind: str, config: dict[str, Any], inputs: Mapping[str, str], make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """A stage whose whole result is one JSON file: read it if it is there, make it otherwise."""
+        name = f"{kind}.json"
+        with writing(
+            self.config.out / kind,
+            kind,
+            config=config,
+            seed=self.config.seed,
+            inputs=inputs,
+            overwrite=self.config.overwrite,
+        ) as writer:
+            if writer.finished is None:
+                write_atomic(writer.work / name, canonical_json(make()))
+                writer.commit([name])
+            assert writer.finished is not None
+            content: dict[str, Any] = json.loads(writer.finished.file(name).read_text())
+            return content
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str, ledger: Path) -> Iterator[None]:
+        """Add the seconds spent to the stage's total, which survives an interruption between stages."""
+        self.progress(stage, 0, 0, {})
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+        write_atomic(ledger, json.dumps(self.seconds))
+
+
+def _corpus(config: RunConfig) -> Corpus:
+    if config.data is None and config.model != BUNDLED:
+        raise MechlabError(
+            f"model {config.model} needs a corpus",
+            "--data is missing",
+            "pass a file, a directory or a hub dataset",
+        )
+    return open_corpus(config.data or BUNDLED, column=config.column)
