@@ -16,6 +16,7 @@ from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Shape
 from mechlab.models.subject import bundled_path, load_model
 
+SIZES = (5, 20, 60, 100, 150)
 needs_fable = pytest.mark.skipif(
     not (bundled_path() / "config.json").is_file(), reason="the bundled model is not there"
 )
@@ -40,7 +41,14 @@ def test_find_circuit(job) -> None:
     subject, train, test = job
     seen = []
     circuit = find_circuit(
-        subject, train, test, target=0.8, controls=4, checked=5, progress=lambda *at: seen.append(at)
+        subject,
+        train,
+        test,
+        target=0.8,
+        controls=4,
+        checked=5,
+        sizes=SIZES,
+        progress=lambda *at: seen.append(at),
     )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     chosen = next(point for point in circuit.curve if point.n_top == circuit.n_top)
@@ -59,7 +67,7 @@ def test_find_circuit(job) -> None:
 
 
 def test_same_seed_same_circuit(job) -> None:
-    first, second = (find_circuit(*job, seed=3, controls=2, checked=2) for _ in range(2))
+    first, second = (find_circuit(*job, seed=3, controls=2, checked=2, sizes=(60,)) for _ in range(2))
     assert torch.equal(first.scores, second.scores)
     assert torch.equal(first.mask, second.mask)
     assert first.faithfulness == second.faithfulness
@@ -122,8 +130,8 @@ def test_find_circuit_on_cuda(job) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     subject, train, test = job
-    on_cpu = find_circuit(subject, train, test, controls=2, checked=3)
+    on_cpu = find_circuit(subject, train, test, controls=2, checked=3, sizes=SIZES)
     subject.module.cuda()
-    on_cuda = find_circuit(subject, train, test, controls=2, checked=3)
+    on_cuda = find_circuit(subject, train, test, controls=2, checked=3, sizes=SIZES)
     torch.testing.assert_close(on_cuda.scores, on_cpu.scores, atol=1e-3, rtol=1e-2)
     assert on_cuda.faithfulness.value == pytest.approx(on_cpu.faithfulness.value, abs=0.02)

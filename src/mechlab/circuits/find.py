@@ -88,13 +88,9 @@ def find_circuit(
     forward = DecomposedForward(subject.module)
     graph = Graph(forward.shape)
 
-    scores = edge_scores(forward, task_train, method=method, steps=steps, metric=name, batch_size=batch_size)
-    report(1, _PHASES)
-    tried = sorted(
-        {min(max(n, 1), graph.n_edges) for n in sizes or size_grid(graph.n_edges)} | {graph.n_edges}
+    _, whole, empty = run_circuits(
+        forward, task_train, graph.real.new_empty(0, *graph.real.shape), metric=name, batch_size=batch_size
     )
-    masks = torch.stack([graph.connected(top_edges(graph, scores, n)) for n in tried])
-    values, whole, empty = run_circuits(forward, task_train, masks, metric=name, batch_size=batch_size)
     gap = float((whole - empty).mean())
     if gap <= 0:
         raise MechlabError(
@@ -102,6 +98,13 @@ def find_circuit(
             f"{gap:.3g}",
             "choose another --task or model",
         )
+    scores = edge_scores(forward, task_train, method=method, steps=steps, metric=name, batch_size=batch_size)
+    report(1, _PHASES)
+    tried = sorted(
+        {min(max(n, 1), graph.n_edges) for n in sizes or size_grid(graph.n_edges)} | {graph.n_edges}
+    )
+    masks = torch.stack([graph.connected(top_edges(graph, scores, n)) for n in tried])
+    values, _, _ = run_circuits(forward, task_train, masks, metric=name, batch_size=batch_size)
     kept = ((values - empty).mean(1) / gap).tolist()
     curve = tuple(
         SizePoint(n, int(mask.sum()), value) for n, mask, value in zip(tried, masks, kept, strict=True)
