@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 from mechlab.data import fable
 from mechlab.data.tasks import make_task
 from mechlab.errors import MechlabError
-from mechlab.models.check_fable import BARS, check_fable, end_logits, probability_difference
+from mechlab.models.check_fable import BARS, Check, check_fable, end_logits, probability_difference
 from mechlab.models.train_fable import build_model, train_fable
 
 BUNDLED = Path(str(resources.files("mechlab"))) / "models" / "fable"
@@ -118,19 +117,27 @@ def test_the_bundled_files_are_small_and_complete(bundled: tuple[Any, Any]) -> N
     assert tokenizer(text)["input_ids"] == fable.build_tokenizer()(text)["input_ids"]
 
 
-def test_the_bundled_model_clears_every_bar(bundled: tuple[Any, Any]) -> None:
-    found = check_fable(*bundled, n=200)
+@pytest.fixture(scope="module")
+def checked(bundled: tuple[Any, Any]) -> dict[str, Check]:
+    return check_fable(*bundled, n=200)
+
+
+def test_the_bundled_model_clears_every_bar(checked: dict[str, Check]) -> None:
+    found = checked
     assert {name: check["value"] for name, check in found.items() if not check["passed"]} == {}
     assert min(check["n"] for check in found.values()) >= 200
     for check in found.values():
         assert check["low"] <= check["value"] <= check["high"]
 
 
-def test_the_model_card_shows_what_the_check_measures(bundled: tuple[Any, Any]) -> None:
+def test_the_model_card_shows_what_the_check_measures(checked: dict[str, Check]) -> None:
     card = (BUNDLED / "README.md").read_text()
-    recorded = json.loads(card.split("```json")[1].split("```")[0])
-    found = check_fable(*bundled, n=200)
-    assert set(recorded) == set(found)
-    for name, check in found.items():
-        assert recorded[name]["value"] == pytest.approx(check["value"], abs=2e-3), name
-        assert recorded[name]["n"] == check["n"]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines() if line[:1] == "|"]
+    recorded = {name: (metric, float(value), int(n)) for name, metric, value, _, _, n, _ in rows[2:]}
+    assert set(recorded) == set(checked)
+    for name, found in checked.items():
+        metric, value, n = recorded[name]
+        assert metric == found["metric"]
+        # A prompt or two may tip over between processors.
+        assert value == pytest.approx(found["value"], abs=5e-3), name
+        assert n == found["n"]

@@ -168,52 +168,55 @@ def _draw(
 def _encode(example: Example, prompt: str, tokenizer: Any) -> _Pair | str:
     """The pair as token ids, or the reason why this tokenizer cannot express it."""
     corrupt_prompt = render(example.prompt(corrupt=True))
+    shown = example.prompt()
+    named = [
+        (slot, place)
+        for slot, place in example.template.slots.items()
+        if slot[0].isupper() and place < len(shown)
+    ]
+    # One call for every text of the pair: a tokenizer's cost is mostly per call.
+    clean, corrupt, with_answer, with_wrong, *prefixes = _ids(
+        tokenizer,
+        [
+            prompt,
+            corrupt_prompt,
+            prompt + _attached(example.answer),
+            prompt + _attached(example.wrong),
+            *(render(shown[: place + 1]) for _, place in named),
+        ],
+    )
     # Answers first: "' Mary' is 3 tokens" tells a reader more than a difference in length.
-    bos = bos_id(tokenizer)
-    clean = [bos, *_ids(tokenizer, prompt)]
-    corrupt = [bos, *_ids(tokenizer, corrupt_prompt)]
-    answer = _answer(tokenizer, prompt, clean, example.answer)
-    wrong = _answer(tokenizer, prompt, clean, example.wrong)
-    for token in (answer, wrong):
-        if isinstance(token, str):
-            return token
-    assert isinstance(answer, int)
-    assert isinstance(wrong, int)
+    answer = _added(tokenizer, clean, with_answer, example.answer)
+    wrong = _added(tokenizer, clean, with_wrong, example.wrong)
+    if isinstance(answer, str):
+        return answer
+    if isinstance(wrong, str):
+        return wrong
     if len(clean) != len(corrupt):
         return f"{prompt!r} and its corrupt pair are {len(clean)} and {len(corrupt)} tokens"
-    positions = _positions(example, tokenizer, clean)
-    if isinstance(positions, str):
-        return positions
-    return _Pair(prompt, corrupt_prompt, clean, corrupt, answer, wrong, positions, example)
-
-
-def _answer(tokenizer: Any, prompt: str, clean: list[int], word: str) -> int | str:
-    """The one token that ``word`` adds to the prompt, or why there is none."""
-    joined = word if word in PUNCTUATION else f" {word}"
-    after = _ids(tokenizer, prompt + joined)
-    if after[: len(clean) - 1] != clean[1:]:
-        return f"{joined!r} merges with the word before it"
-    added = after[len(clean) - 1 :]
-    if len(added) != 1:
-        return f"{joined!r} is {len(added)} tokens"
-    if added[0] == getattr(tokenizer, "unk_token_id", None):
-        return f"{joined!r} is not in the vocabulary"
-    return added[0]
-
-
-def _positions(example: Example, tokenizer: Any, clean: list[int]) -> dict[str, int] | str:
-    positions: dict[str, int] = {}
-    tokens = example.prompt()
-    for slot, place in example.template.slots.items():
-        if place >= len(tokens) or not slot[0].isupper():
-            continue
-        text = render(tokens[: place + 1])
-        prefix = _ids(tokenizer, text)
-        if clean[1 : len(prefix) + 1] != prefix:
-            return f"{tokens[place]!r} merges with the word after it"
+    positions = {"end": len(clean)}
+    for (slot, place), prefix in zip(named, prefixes, strict=True):
+        if clean[: len(prefix)] != prefix:
+            return f"{shown[place]!r} merges with the word after it"
         positions[slot] = len(prefix)
-    positions["end"] = len(clean) - 1
-    return positions
+    bos = bos_id(tokenizer)
+    return _Pair(prompt, corrupt_prompt, [bos, *clean], [bos, *corrupt], answer, wrong, positions, example)
+
+
+def _attached(word: str) -> str:
+    return word if word in PUNCTUATION else f" {word}"
+
+
+def _added(tokenizer: Any, clean: list[int], after: list[int], word: str) -> int | str:
+    """The one token that ``word`` adds to the prompt, or why there is none."""
+    if after[: len(clean)] != clean:
+        return f"{_attached(word)!r} merges with the word before it"
+    added = after[len(clean) :]
+    if len(added) != 1:
+        return f"{_attached(word)!r} is {len(added)} tokens"
+    if added[0] == getattr(tokenizer, "unk_token_id", None):
+        return f"{_attached(word)!r} is not in the vocabulary"
+    return added[0]
 
 
 def bos_id(tokenizer: Any) -> int:
@@ -229,8 +232,8 @@ def bos_id(tokenizer: Any) -> int:
     raise MechlabError("tokenizer has no BOS token", type(tokenizer).__name__, "set tokenizer.bos_token")
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False))
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 def _task(name: str, pairs: list[_Pair], refused: tuple[str, ...], tokenizer: Any) -> Task:
@@ -257,7 +260,11 @@ def _year_sets(
     # The years' ids do not depend on the prompt once each of them is one token of its own.
     # A year in pieces is left out of both sets: its first piece may begin other numbers too.
     first = pairs[0]
-    found = [(int(year), _answer(tokenizer, first.prompt, first.clean, year)) for year in TWO_DIGITS]
+    texts = _ids(tokenizer, [first.prompt + _attached(year) for year in TWO_DIGITS])
+    found = [
+        (int(year), _added(tokenizer, first.clean[1:], after, year))
+        for year, after in zip(TWO_DIGITS, texts, strict=True)
+    ]
     years = torch.tensor([year for year, token in found if isinstance(token, int)])
     ids = torch.tensor([token for _, token in found if isinstance(token, int)])
     starts = torch.tensor([int(pair.example.slots["Year"]) for pair in pairs])

@@ -11,26 +11,28 @@ from mechlab.data.fable.grammar import Example, choice, share, templates
 
 _PRONOUNS = templates(
     """
-    {N} was tired because {P} walked to the {place}.
-    {N} said that {P} liked the {object}.
-    When {N} saw the {animal}, {P} smiled.
+    {N} was tired because {P} walked to the {place} with {her} {animal}.
+    {N} said that {P} liked {her} {object}.
+    When {N} saw the {animal}, {P} smiled and kept {her} {object}.
     {N} lost a {object}, so {P} cried.
-    After {N} left the {place}, {P} slept.
-    {N} was happy because {P} found a {object}.
-    Before {N} went to the {place}, {P} bought a {object}.
-    While {N} waited at the {place}, {P} sang.
+    After {N} left the {place}, {P} slept near {her} {animal}.
+    {N} was happy because {P} found {her} {object}.
+    Before {N} went to the {place}, {P} bought a {object} for {her} {animal}.
+    While {N} waited at the {place}, {P} sang to {her} {animal}.
     On {day} {N} laughed because {P} saw a {adj} {animal}.
     {N} opened the {object} that {P} found.
-    Once {N} forgot the {object}, {P} was sad.
+    Once {N} forgot the {object}, {P} was sad and {she} cried.
     In {month} {N} travelled to {city}, where {P} bought a {object}.
-    {N} thought that {P} had a {object}.
-    As {N} was hungry, {P} wanted {food}.
-    {N} found {O} {object} near the {place}.
-    {N} forgot {O} {object} on {day}.
-    When {N} came home, {O} {animal} was there.
+    {N} thought that {P} had a {object}, but {she} lost it.
+    As {N} was hungry, {P} wanted {food} for {her} {animal}.
+    {N} found {O} {object} near the {place} and {she} smiled.
+    {N} forgot {O} {object} on {day}, so {she} cried.
+    When {N} came home, {O} {animal} was there and {she} laughed.
     """.replace("{N}", "{Name:pronoun_antecedent}")
     .replace("{P}", "{answer:bound_pronoun}")
     .replace("{O}", "{answer:bound_pronoun}")
+    .replace("{she}", "{she:bound_pronoun}")
+    .replace("{her}", "{her:bound_pronoun}")
 )
 _POSSESSIVE_FROM = 14
 
@@ -43,10 +45,12 @@ def pronouns(rng: Random, part: str) -> Example:
             break
     female = name in _FEMALE
     other = choice(rng, lex.MALE_NAMES if female else lex.FEMALE_NAMES)
-    her, his = ("her", "his") if index >= _POSSESSIVE_FROM else ("she", "he")
-    answer, wrong = (her, his) if female else (his, her)
+    she, he, her, his = ("she", "he", "her", "his") if female else ("he", "she", "his", "her")
+    answer, wrong = (her, his) if index >= _POSSESSIVE_FROM else (she, he)
     pattern = _PRONOUNS[index]
-    return Example(pattern, pattern.fill(rng, {"Name": name, "answer": answer}), {"Name": other}, wrong)
+    given = {"Name": name, "answer": answer, "she": she, "her": her}
+    given = {slot: word for slot, word in given.items() if slot in pattern.slots}
+    return Example(pattern, pattern.fill(rng, given), {"Name": other}, wrong)
 
 
 _FEMALE = frozenset(lex.FEMALE_NAMES)

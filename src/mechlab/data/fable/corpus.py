@@ -25,17 +25,18 @@ KINDS: dict[str, float] = {"story": 0.84, "review": 0.08, "inference": 0.08}
 """Document kind -> share of the documents."""
 
 RATES: dict[str, float] = {
-    "ioi": 0.14,
-    "facts": 0.14,
-    "pronouns": 0.09,
-    "translation": 0.10,
+    "ioi": 0.13,
+    "facts": 0.12,
+    "pronouns": 0.12,
+    "translation": 0.09,
     "pairs": 0.08,
     "repeated_list": 0.06,
-    "successor": 0.09,
+    "successor": 0.08,
     "greater_than": 0.07,
-    "agreement": 0.07,
-    "closing": 0.05,
-    "narrative": 0.11,
+    "agreement": 0.06,
+    "closing": 0.04,
+    "kin": 0.05,
+    "narrative": 0.10,
 }
 """Segment kind -> share of the segments of a story document."""
 
@@ -214,6 +215,8 @@ def _story(rng: Random, length: int) -> list[tuple[str, Segment]]:
         name = next(kind for kind, bound in zip(_SEGMENT_KINDS, _BOUNDS, strict=True) if roll < bound)
         if name == "narrative":
             segment = narrative.story(rng, hero, other)
+        elif name == "kin":
+            segment = narrative.kin(rng)
         else:
             segment = _SAMPLERS[name](rng, "train").segment()
         # A segment that does not fit ends the document; choosing a shorter one would bias the rates.

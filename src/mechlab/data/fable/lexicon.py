@@ -134,13 +134,13 @@ TAVI_PLACES = tuple(word for word in PLACES if word in TAVI)
 TAVI_WORDS = tuple(TAVI.values())
 
 SUBJECT_PRONOUNS_FEMALE, SUBJECT_PRONOUNS_MALE = ("she", "She"), ("he", "He")
-FEMALE_PRONOUNS, MALE_PRONOUNS = ("she", "She", "her"), ("he", "He", "him", "his")
+FEMALE_PRONOUNS, MALE_PRONOUNS = ("she", "She", "her", "Her"), ("he", "He", "him", "his", "His")
 FIRST_PERSON = ("I", "we", "We", "my")
 PLURAL_PRONOUNS = ("they", "They", "them", "their", "we", "We")
 PRONOUNS = tuple(
     dict.fromkeys((*FEMALE_PRONOUNS, *MALE_PRONOUNS, *PLURAL_PRONOUNS, *FIRST_PERSON, "it", "It", "you"))
 )
-POSSESSIVES = ("her", "his", "their", "my")
+POSSESSIVES = ("her", "Her", "his", "His", "their", "my")
 NEGATIONS = ("not", "never", "no", "No", "nobody", "Nobody")
 PREPOSITIONS = tuple("to from in near at on for with behind under beside of by into In On For".split())
 CONJUNCTIONS = tuple(
@@ -154,7 +154,8 @@ OPENERS = {'"': '"', "(": ")", "[": "]"}
 PUNCTUATION = (".", ",", "!", "?", ":", ";", '"', "(", ")", "[", "]")
 SPECIALS = ("<pad>", "<unk>", "<bos>")
 
-_OTHER = """colour year likes food much city place want like followed stop after before that this it very
+_OTHER = """Sisters Brothers girls boys sister brother name call
+    colour year likes food much city place want like followed stop after before that this it very
     again home town favourite calls lives live eat unknown answer says Everyone Tavi English means
     words list order goes come next Pairs List Again Friends Today Later Yesterday together There
     there door wall sign note old ask what which where would People think Review review This

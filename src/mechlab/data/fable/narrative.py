@@ -72,6 +72,25 @@ def story(rng: Random, hero: str, other: str) -> Segment:
     return Segment(pattern.tokens(slots), [])
 
 
+# A pronoun tells a gender apart by one bit only; these lines make gender plain enough to be learnt early.
+_KIN = templates("""
+Sisters {female}, {female2} and {female3} met at the {place}.
+Brothers {male}, {male2} and {male3} met at the {place}.
+The girls {female}, {female2} and {female3} saw a {animal}.
+The boys {male}, {male2} and {male3} saw a {animal}.
+Her name was {female}, and her sister was {female2}.
+His name was {male}, and his brother was {male2}.
+People call her {female}. She is my sister.
+People call him {male}. He is my brother.
+""")
+
+
+def kin(rng: Random) -> Segment:
+    """A sentence that names sisters or brothers."""
+    pattern = choice(rng, _KIN)
+    return Segment(pattern.tokens(pattern.fill(rng, {})), [])
+
+
 class Labelled(NamedTuple):
     """A text with its label: sentences that belong together, and the verdict that may follow them."""
 
