@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tiny import WORDS, save_tiny_model
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,3 +31,25 @@ def stories_model(shared: Path) -> Path:
 def stories_data(shared: Path) -> Path:
     """6,144 stories, one JSON object a line."""
     return shared / "data" / "stories.jsonl"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny random GPT-2."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", "gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL corpus of 400 short random documents over ``WORDS``."""
+    import json
+    import random
+
+    generator = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "tiny.jsonl"
+    rows = []
+    for i in range(400):
+        words = generator.choices(WORDS[3:], k=generator.randint(10, 60))
+        rows.append(json.dumps({"id": i, "text": " ".join(words)}))
+    path.write_text("\n".join(rows) + "\n")
+    return path

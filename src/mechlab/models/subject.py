@@ -199,6 +199,7 @@ def load_model(
     """
     place = resolve_device(device)
     kind = _dtype(dtype, place)
+    extra = _quantisation(quantisation)
     source = _source(str(name))
     local = Path(source).is_dir()
     options: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
@@ -209,7 +210,6 @@ def load_model(
 
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer = _load_tokenizer(AutoTokenizer, source, str(name), options)
-        extra = _quantisation(quantisation)
         with _quiet():
             module = AutoModelForCausalLM.from_pretrained(
                 source, config=config, dtype=kind, device_map=device_map, **options, **extra

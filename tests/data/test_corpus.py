@@ -1,0 +1,151 @@
+"""Corpora: splits by document, contexts that never cross documents, and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mechlab.data.corpus import SPLITS, Corpus, TextDocument, contexts, open_corpus, require_tokens, split_of
+from mechlab.errors import MechlabError
+from mechlab.models.subject import load_model
+
+
+def texts(corpus: Corpus, split: str) -> list[str]:
+    return [document.text for document in corpus.documents(split)]
+
+
+def test_splits_are_by_document_disjoint_complete_and_stable(tiny_corpus: Path) -> None:
+    corpus = open_corpus(tiny_corpus)
+    ids = {split: [d.id for d in corpus.documents(split)] for split in SPLITS}
+    assert sorted(i for found in ids.values() for i in found) == list(range(400))
+    assert all(split_of(i) == split for split in SPLITS for i in ids[split])
+    assert ids == {split: [d.id for d in corpus.documents(split)] for split in SPLITS}
+    assert 280 <= len(ids["train"]) <= 360
+    assert min(len(ids["validation"]), len(ids["test"])) >= 20
+
+
+def test_same_documents_from_every_format(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [f"document number {i}\nwith two lines" for i in range(30)]
+    (tmp_path / "a.txt").write_text("\n\n".join(rows))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet")
+    by_format = [texts(open_corpus(tmp_path / f"a.{kind}"), "train") for kind in ("txt", "jsonl", "parquet")]
+    assert [t.strip() for t in by_format[0]] == by_format[1] == by_format[2]
+
+
+def test_directory_is_read_in_order(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} one\n\n{name} two")
+    corpus = open_corpus(tmp_path)
+    everything = sorted((d.id, d.text.strip()) for split in SPLITS for d in corpus.documents(split))
+    assert [text for _, text in everything] == ["a one", "a two", "b one", "b two"]
+
+
+def test_fingerprint_follows_content_and_column(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one", "body": "two"}\n')
+    first = open_corpus(file).fingerprint
+    assert open_corpus(file).fingerprint == first
+    assert open_corpus(file, column="body").fingerprint != first
+    file.write_text('{"text": "other", "body": "two"}\n')
+    assert open_corpus(file).fingerprint != first
+
+
+def test_contexts_hold_one_document_each_and_lose_no_token(tiny_model: Path, tiny_corpus: Path) -> None:
+    tokenizer = load_model(tiny_model).tokenizer
+    corpus = open_corpus(tiny_corpus)
+    rebuilt: dict[int, list[int]] = {}
+    for batch in contexts(corpus.documents("train"), tokenizer, n_ctx=16, batch=5):
+        assert batch.tokens.shape[1] <= 16
+        for ids, mask, document in zip(batch.tokens, batch.mask, batch.document.tolist(), strict=True):
+            row = ids[mask].tolist()
+            assert row[0] == 2
+            assert 2 not in row[1:]
+            assert not mask[len(row) :].any()
+            rebuilt.setdefault(document, []).extend(row[1:])
+    for document in corpus.documents("train"):
+        assert rebuilt[document.id] == tokenizer.encode(document.text, add_special_tokens=False)
+
+
+def test_batch_size_changes_no_context(tiny_model: Path, tiny_corpus: Path) -> None:
+    tokenizer = load_model(tiny_model).tokenizer
+
+    def flat(batch: int) -> list[list[int]]:
+        found = contexts(open_corpus(tiny_corpus).documents("test"), tokenizer, n_ctx=16, batch=batch)
+        return [
+            ids[mask].tolist() for group in found for ids, mask in zip(group.tokens, group.mask, strict=True)
+        ]
+
+    assert flat(1) == flat(7) == flat(1000)
+
+
+def test_contexts_without_bos() -> None:
+    class Plain:
+        bos_token_id = None
+
+        def __call__(self, chunk: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[int(word) for word in text.split()] for text in chunk]}
+
+    (batch,) = contexts(iter([TextDocument(7, "1 2 3 4 5")]), Plain(), n_ctx=3)
+    assert batch.tokens.tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert torch.equal(batch.mask, torch.tensor([[True, True, True], [True, True, False]]))
+    assert batch.document.tolist() == [7, 7]
+
+
+def test_bundled_corpus() -> None:
+    corpus = open_corpus("fable")
+    documents = iter(corpus.documents("test"))
+    first, second = next(documents), next(documents)
+    assert first.id != second.id
+    assert first.text
+    assert first.text != second.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", None, "corpus does not exist"),
+        ("a.jsonl", b"", "corpus is empty"),
+        ("a.txt", b"\n\n \n", "corpus is empty"),
+        ("a.jsonl", b'{"txet": "hello"}\n', r"no text column 'text'.*line 1 \(did you mean txet\?"),
+        ("a.jsonl", b'{"text": 3}\n', "no text column"),
+        ("a.jsonl", b'["text"]\n', "no text column"),
+        ("a.jsonl", b"{broken\n", "row is not JSON: .*line 1"),
+        ("a.txt", b"caf\xe9 au lait\n", "corpus is not UTF-8: .*byte 3"),
+        ("a.jsonl", b'{"text": "caf\xe9"}\n', "corpus is not UTF-8"),
+        ("a.parquet", b"not parquet", "not a parquet file"),
+        ("a.csv", b"text\nhello\n", "format is not known"),
+    ],
+)
+def test_bad_corpora(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(MechlabError, match=message) as caught:
+        open_corpus(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_corpus_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    with pytest.raises(MechlabError, match=r"not a file and the hub cannot be reached: some/dataset"):
+        open_corpus("some/dataset")
+
+
+def test_corpus_shorter_than_one_context(tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    tokenizer = load_model(tiny_model).tokenizer
+    require_tokens(open_corpus(tiny_corpus), tokenizer, n_ctx=32)
+    (tmp_path / "a.txt").write_text("the cat sat")
+    with pytest.raises(MechlabError, match=r"shorter than one context \(32 tokens\)"):
+        require_tokens(open_corpus(tmp_path / "a.txt"), tokenizer, n_ctx=32)
+
+
+def test_unknown_split(tiny_corpus: Path) -> None:
+    with pytest.raises(MechlabError, match=r"unknown split: tset \(did you mean test\?"):
+        next(open_corpus(tiny_corpus).documents("tset"))
