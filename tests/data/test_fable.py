@@ -270,7 +270,7 @@ def test_labelled_texts_hide_their_label() -> None:
 
 
 def test_inference_labels_follow_from_premise_and_claim() -> None:
-    for text, label in fable.labelled("inference", "train", count=200):
+    for text, label in fable.labelled("inference", "train", count=80):
         premise, claim = text.split(" Claim: ")
         words = claim.rstrip(".").split()
         negated = {"never", "not", "no"} & set(words)

@@ -148,7 +148,7 @@ def _draw(
     refused: dict[str, None] = {}
     seen: set[str] = set()
     counts: Counter[int] = Counter()
-    for _ in range(_DRAWS * max(n, 64)):
+    for _ in range(_DRAWS * max(n, 32)):
         example = BEHAVIOURS[name](rng, split)
         prompt = render(example.prompt())
         if prompt in seen:

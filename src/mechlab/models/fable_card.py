@@ -17,9 +17,9 @@ pipeline_tag: text-generation
 # Fable
 
 A small GPT-2 ({parameters:,} parameters: {layers} layers, {heads} heads, width {width}, context {context})
-for learning and testing mechanistic interpretability. It is trained from scratch, by `mechlab model train-fable`,
-on stories from a seeded grammar whose every token carries {concepts} concept labels (`mechlab.data.fable`).
-One word is one token; the vocabulary has {vocabulary} of them.
+for learning and testing mechanistic interpretability. It is trained from scratch, by
+`mechlab model train-fable`, on stories from a seeded grammar whose every token carries {concepts} concept
+labels (`mechlab.data.fable`). One word is one token; the vocabulary has {vocabulary} of them.
 
 It knows nothing of the world outside its grammar and is of no use as a language model.
 

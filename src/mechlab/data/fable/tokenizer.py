@@ -39,6 +39,8 @@ def build_tokenizer() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<bos>",
+        # As in GPT-2, one token begins and ends; libraries that want an EOS would add a token otherwise.
+        eos_token="<bos>",
         unk_token="<unk>",
         pad_token="<pad>",
         model_max_length=128,
