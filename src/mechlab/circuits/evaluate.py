@@ -35,9 +35,9 @@ def circuit_logits(
         return outputs
 
     def read(stage: Stage, stream: Tensor) -> Tensor:
-        removed = outside[: stage.upstream, stage.readers]
-        away = removed.T @ gap[: stage.upstream].flatten(1)
-        return stream - away.view(-1, *stream.shape)
+        removed, upstream = outside[: stage.upstream, stage.readers], gap[: stage.upstream]
+        streams = torch.addmm(stream.flatten()[None], removed.T, upstream.flatten(1), alpha=-1)
+        return streams.view(-1, *stream.shape)
 
     with torch.no_grad():
         run = forward.run(pair.task.clean, positions=pair.task.positions["end"], read=read, write=write)
