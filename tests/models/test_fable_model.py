@@ -71,7 +71,7 @@ def test_probability_difference_reads_the_sets() -> None:
 def test_training_is_deterministic_and_writes_a_loadable_directory(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    steps: list[dict[str, float]] = []
+    steps: list[dict[str, int | float]] = []
     first = train_fable(tmp_path / "a", tokens=12_000, threads=1)
     again = train_fable(tmp_path / "b", tokens=12_000, threads=1, progress=steps.append)
     assert first["loss"] == again["loss"]

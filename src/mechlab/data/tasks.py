@@ -25,7 +25,7 @@ from mechlab.errors import MechlabError, near
 
 PARTS = ("train", "validation", "test")
 _OTHER_TASK = "choose another --task or --task none"
-_DRAWS = 12
+_DRAWS, _DRAWS_EVERY = 12, 6
 _LEAST = 8
 
 
@@ -148,7 +148,7 @@ def _draw(
     refused: dict[str, None] = {}
     seen: set[str] = set()
     counts: Counter[int] = Counter()
-    for _ in range(_DRAWS * max(n, 32)):
+    for _ in range((_DRAWS_EVERY if every else _DRAWS) * max(n, 32)):
         example = BEHAVIOURS[name](rng, split)
         prompt = render(example.prompt())
         if prompt in seen:

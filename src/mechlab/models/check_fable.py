@@ -117,8 +117,9 @@ def _check(name: str, metric: Metric, values: Float[Tensor, "n"], bar: float) ->
         bar=bar,
         passed=bool(math.isfinite(value) and value >= bar),
         n=count,
-        low=float(low),
-        high=float(high),
+        # Rounding may put a bound a hair inside the value at 0 or 1.
+        low=min(float(low), value),
+        high=max(float(high), value),
     )
 
 

@@ -33,7 +33,8 @@ BATCH_TOKENS = 4096
 PEAK_RATE, WARM_UP = 3e-3, 300
 PAD = 0
 
-Progress = Callable[[dict[str, float]], None]
+Record = dict[str, int | float]
+Progress = Callable[[Record], None]
 
 
 def train_fable(
@@ -43,7 +44,7 @@ def train_fable(
     tokens: int = TOKENS,
     threads: int = 2,
     progress: Progress | None = None,
-) -> dict[str, float]:
+) -> Record:
     """Train Fable from scratch and write it as a Hugging Face checkpoint.
 
     The same seed and number of threads give the same weights on the same machine. The
@@ -122,7 +123,7 @@ def _batches(seed: int, width: int, start: int) -> Iterator[tuple[int, Int[Tenso
         yield chunk[-1][0], torch.from_numpy(np.stack([row for _, row in chunk]))
 
 
-def _train(seed: int, tokens: int, progress: Progress | None) -> tuple[Any, dict[str, float]]:
+def _train(seed: int, tokens: int, progress: Progress | None) -> tuple[Any, Record]:
     model = build_model(seed)
     model.train()
     # The same function as gelu_new in one fused operation: a third faster on a CPU.
