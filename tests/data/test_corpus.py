@@ -93,7 +93,7 @@ def test_contexts_without_bos() -> None:
             return {"input_ids": [[int(word) for word in text.split()] for text in chunk]}
 
     (batch,) = contexts(iter([TextDocument(7, "1 2 3 4 5")]), Plain(), n_ctx=3)
-    assert batch.tokens.tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert batch.tokens.tolist() == [[1, 2, 3], [4, 5, 5]]
     assert torch.equal(batch.mask, torch.tensor([[True, True, True], [True, True, False]]))
     assert batch.document.tolist() == [7, 7]
 
@@ -105,6 +105,8 @@ def test_bundled_corpus() -> None:
     assert first.id != second.id
     assert first.text
     assert first.text != second.text
+    other = next(corpus.documents("train"))
+    assert other.id not in (first.id, second.id)
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,10 @@ def activations(subject: Subject, texts: str | Sequence[str], sites: str | Seque
         raise MechlabError(
             "text is longer than the model's context", f"{width} tokens", f"at most {subject.n_ctx}"
         )
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    # Padding repeats the last token: models warn when they meet their padding token without a mask.
+    tokens = torch.stack([torch.cat([row, row[-1:].expand(width - len(row))]) for row in rows])
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
         mask[i, : len(row)] = True
     found = read_sites(subject, tokens, sites)
     values = {}

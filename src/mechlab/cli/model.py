@@ -109,7 +109,8 @@ def info(words: list[str], program: str) -> Outcome:
 
 
 def train(words: list[str], program: str) -> Outcome:
-    """Train Fable."""
+    """Train Fable and measure it for its model card."""
+    from mechlab.models.fable_card import write_card
     from mechlab.models.train_fable import TOKENS, train_fable
 
     config = parse(TrainConfig, words, program)
@@ -121,6 +122,7 @@ def train(words: list[str], program: str) -> Outcome:
             tokens=tokens,
             progress=lambda now: reporter("train-fable", int(now["tokens"]), tokens, {"loss": now["loss"]}),
         )
+    write_card(config.out)
     size, loss = record["parameters"], record["loss"]
     text = f"{config.out}: {size:,.0f} parameters, loss {loss:.4f}, {record['seconds']:.0f} s"
     return Outcome({"out": str(config.out), **record}, text)

@@ -85,8 +85,10 @@ def read_config(kind: type[Config], path: Path) -> Config:
 
 
 def _explain(message: str, kind: type[BaseModel], program: str) -> MechlabError:
-    text = re.sub(r"[│╭╮╰╯─]+", "\n", message)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Drop the box: its first and last line and its rules, then the bars at both ends of the others.
+    inner = [line.strip(" │|") for line in message.splitlines() if not line.startswith(("╭", "╰", "+"))]
+    lines = [line for line in inner if line.strip("─-")]
+    text = "\n".join(lines)
     unknown = re.search(r"Unrecognized options?: *([^\n]*)", text)
     help_line = f"see {program} --help"
     if unknown:
@@ -96,5 +98,4 @@ def _explain(message: str, kind: type[BaseModel], program: str) -> MechlabError:
     wrong = re.search(r"Error parsing (--[\w-]+): *([^\n]*)", text)
     if wrong:
         return MechlabError(f"option {wrong.group(1)} is wrong", wrong.group(2), help_line)
-    # The first line is the title of the box.
-    return MechlabError(" ".join(lines[1:2]) or "command line cannot be read", None, help_line)
+    return MechlabError(lines[0] if lines else "command line cannot be read", None, help_line)

@@ -67,7 +67,8 @@ class Corpus:
             from mechlab.data import fable
 
             for document in fable.documents(split):
-                yield TextDocument(document.id, document.text)
+                # Fable numbers each split from 0; here a number names one document of the corpus.
+                yield TextDocument(document.id * len(SPLITS) + SPLITS.index(split), document.text)
             return
         rows = _hub_rows(self.name, self.column) if not self.files else _file_rows(self.files, self.column)
         for i, text in enumerate(rows):
@@ -182,7 +183,8 @@ def require_tokens(corpus: Corpus, tokenizer: Any, *, n_ctx: int) -> None:
 
 def _pad(rows: list[tuple[int, list[int]]]) -> Contexts:
     width = max(len(ids) for _, ids in rows)
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    # Padding repeats the last token: models warn when they meet their padding token without a mask.
+    tokens = torch.tensor([[ids[-1]] * width for _, ids in rows])
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, (_, ids) in enumerate(rows):
         tokens[i, : len(ids)] = torch.tensor(ids)

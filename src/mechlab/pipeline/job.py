@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mechlab.activations.store import Store, harvest
 from mechlab.artifacts import (
     Writer,
@@ -40,6 +42,7 @@ from mechlab.features.detection import DetectionResult, score_explanations
 from mechlab.features.explain import Explanations, explain_features
 from mechlab.features.index import FeatureIndex, build_index, load_index, save_index
 from mechlab.features.rows import Rows
+from mechlab.features.windows import WIDTH
 from mechlab.models.subject import Subject, load_model
 from mechlab.pipeline.config import RunConfig
 from mechlab.sae.dictionary import Dictionary, default_config, encode_store, train_sae
@@ -257,7 +260,9 @@ class _Job:
             "explanations",
             {"rows": min(EXPLAIN_ROWS, store.n_rows)},
             {"dictionary": made_from, "features": open_artifact(path).manifest.fingerprint},
-            lambda: explain_features(index, rows(), self.subject.token_text).to_dict(),
+            lambda: explain_features(
+                index, rows(), self.subject.token_text, window=_window(rows())
+            ).to_dict(),
         )
         return index, Explanations.from_dict(fields)
 
@@ -369,3 +374,9 @@ def _corpus(config: RunConfig) -> Corpus:
             "pass a file, a directory or a hub dataset",
         )
     return open_corpus(config.data or BUNDLED, column=config.column)
+
+
+def _window(rows: Rows) -> int:
+    """Tokens per scored window: 32, or fewer where a quarter of the contexts are shorter."""
+    _, lengths = np.unique(rows.context, return_counts=True)
+    return int(np.clip(np.quantile(lengths, 0.25), 4, WIDTH))
