@@ -155,7 +155,7 @@ def test_output_directory_of_another_kind_model_or_config(
 ) -> None:
     words = small(tiny_model, tiny_corpus, finished)
     assert "holds another kind of artifact: dictionary" in fails(
-        capsys, *words[:-9], "--out", finished / "sae", "--task", "none"
+        capsys, *small(tiny_model, tiny_corpus, finished / "sae")
     )
     assert "holds a run made from another model" in fails(capsys, *words, "--model", stories_model)
     assert "made with another" in fails(capsys, *words, "--seed", "5")

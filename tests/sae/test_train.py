@@ -51,7 +51,7 @@ def test_topk_equals_a_naive_selection(seed: int) -> None:
     pre = sae.pre_activations(x)
     for row, values in zip(dense, pre, strict=True):
         kept = sorted(range(d_sae), key=lambda j: -values[j].item())[:k]
-        want = [max(0.0, float(values[j])) if j in kept else 0.0 for j in range(d_sae)]
+        want = [max(0.0, values[j].item()) if j in kept else 0.0 for j in range(d_sae)]
         torch.testing.assert_close(row, torch.tensor(want))
 
 

@@ -85,9 +85,11 @@ def read_config(kind: type[Config], path: Path) -> Config:
 
 
 def _explain(message: str, kind: type[BaseModel], program: str) -> MechlabError:
-    # Drop the box: its first and last line and its rules, then the bars at both ends of the others.
-    inner = [line.strip(" │|") for line in message.splitlines() if not line.startswith(("╭", "╰", "+"))]
-    lines = [line for line in inner if line.strip("─-")]
+    # tyro draws a box with the title in its border, or, where it cannot, a title above a rule.
+    inner = [line.strip(" │|") for line in message.splitlines() if not line.startswith(("╭", "╰"))]
+    lines = [line for line in inner if line]
+    if "╭" not in message:
+        lines = lines[2:]
     text = "\n".join(lines)
     unknown = re.search(r"Unrecognized options?: *([^\n]*)", text)
     help_line = f"see {program} --help"
