@@ -123,6 +123,21 @@ def test_unfinished_work_is_resumed_only_under_the_same_plan(tmp_path: Path) -> 
         assert not (writer.work / "part").exists()
 
 
+def test_refusals_and_failures_before_any_work_leave_no_litter(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), writing(tmp_path / "a", "thing", **PLAN):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    make(tmp_path / "a")
+    with pytest.raises(MechlabError):
+        make(tmp_path / "a", kind="other")
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["data.txt", "manifest.json"]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "letter.txt").write_text("dear")
+    with pytest.raises(MechlabError):
+        make(tmp_path / "b")
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["letter.txt"]
+
+
 def test_two_writers_on_one_directory(tmp_path: Path) -> None:
     with (
         writing(tmp_path / "a", "thing", **PLAN),

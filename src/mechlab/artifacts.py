@@ -209,28 +209,39 @@ def writing(
     path = Path(path)
     plan = Manifest(kind=kind, config=_plain(config), seed=seed, inputs=dict(inputs))
     with disk_errors(path), _locked(path) as work:
-        _roll_forward(path, locked=True)
-        finished: Artifact | None = None
-        if (path / MANIFEST).is_file():
-            if overwrite and not _read_manifest(path / MANIFEST).same_plan(plan):
-                finished = None
-            else:
-                current = open_artifact(path)
-                _refuse_difference(path, current.manifest, plan)
-                finished = current
-        elif not overwrite and not all(_is_ours(entry) for entry in path.iterdir()):
-            raise MechlabError(
-                "output directory is not empty and holds no artifact",
-                path,
-                "choose another --out or empty it",
-            )
-        if finished is None and not _has_plan(work, plan):
-            _clear(work)
-            write_atomic(work / _PLAN, plan._plan())
-        writer = Writer(path, plan, finished)
-        yield writer
-        if writer.finished is not None:
-            shutil.rmtree(work)
+        try:
+            writer = Writer(path, plan, _prepare(path, work, plan, overwrite))
+            yield writer
+            if writer.finished is not None:
+                shutil.rmtree(work)
+        finally:
+            _leave_no_litter(path, work)
+
+
+def _prepare(path: Path, work: Path, plan: Manifest, overwrite: bool) -> Artifact | None:
+    """The artifact if ``plan`` is already carried out, else None with ``work`` ready for it."""
+    _roll_forward(path, locked=True)
+    if (path / MANIFEST).is_file():
+        if not overwrite or _read_manifest(path / MANIFEST).same_plan(plan):
+            current = open_artifact(path)
+            _refuse_difference(path, current.manifest, plan)
+            return current
+    elif not overwrite and not all(_is_ours(entry) for entry in path.iterdir()):
+        raise MechlabError(
+            "output directory is not empty and holds no artifact", path, "choose another --out or empty it"
+        )
+    if not _has_plan(work, plan):
+        _clear(work)
+        write_atomic(work / _PLAN, plan._plan())
+    return None
+
+
+def _leave_no_litter(path: Path, work: Path) -> None:
+    """Bad input must not leave directories behind; unfinished work must stay."""
+    if work.is_dir() and {entry.name for entry in work.iterdir()} <= {_LOCK, _PLAN}:
+        shutil.rmtree(work)
+        with contextlib.suppress(OSError):  # it holds something, or it was there before and is ours to keep
+            path.rmdir()
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:

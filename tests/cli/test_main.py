@@ -112,7 +112,7 @@ def test_mistakes_in_a_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert line in fails(capsys, *small(tiny_model, tiny_corpus, tmp_path / "r"), *changes)
-    assert not (tmp_path / "r" / "manifest.json").exists()
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_model_of_ones_own_needs_a_corpus(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
