@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from mechlab import artifacts
-from mechlab.artifacts import exists, open_artifact, write_atomic, writing
+from mechlab import artifacts, files
+from mechlab.artifacts import exists, open_artifact, writing
 from mechlab.errors import MechlabError
+from mechlab.files import write_atomic
 
 PLAN = {"config": {"k": 3}, "seed": 0, "inputs": {"model": "a" * 64}}
 
@@ -186,7 +187,7 @@ def test_a_real_full_filesystem(tmp_path: Path) -> None:
 def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     write_atomic(file, "old")
-    with pytest.raises(RuntimeError), artifacts.replacing(file) as handle:
+    with pytest.raises(RuntimeError), files.replacing(file) as handle:
         handle.write(b"half of the n")
         raise RuntimeError
     assert file.read_text() == "old"

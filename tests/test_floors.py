@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     "mechlab_kernels": 0,
     "mechlab.errors": 1,
+    "mechlab.files": 1,
     "mechlab.artifacts": 1,
     "mechlab.scores": 1,
     "mechlab.data": 2,
@@ -34,8 +35,13 @@ FLOORS = {
     "mechlab.bench": 11,
     "mechlab.__main__": 12,
 }
-# The ground floor of mechlab builds on its own error type.
-WITHIN_FLOOR_1 = {("mechlab.artifacts", "mechlab.errors"), ("mechlab.scores", "mechlab.errors")}
+# The ground floor of mechlab builds on its own error type, and artifacts on whole files.
+WITHIN_FLOOR_1 = {
+    ("mechlab.files", "mechlab.errors"),
+    ("mechlab.artifacts", "mechlab.errors"),
+    ("mechlab.artifacts", "mechlab.files"),
+    ("mechlab.scores", "mechlab.errors"),
+}
 
 
 def room_of(module: str) -> str | None:
@@ -97,7 +103,7 @@ def test_the_check_sees_a_wrong_import() -> None:
 
 
 def test_modules_stay_small() -> None:
-    long = {name: n for name, path in modules() if (n := len(path.read_text().splitlines())) > 420}
+    long = {name: n for name, path in modules() if (n := len(path.read_text().splitlines())) > 400}
     assert long == {}
 
 

@@ -25,23 +25,28 @@ Nothing here knows what the data files contain.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mechlab.errors import MechlabError
+from mechlab.files import (
+    canonical_json,
+    disk_errors,
+    file_sha256,
+    fingerprint,
+    sync_directory,
+    write_atomic,
+)
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -244,64 +249,6 @@ def _leave_no_litter(path: Path, work: Path) -> None:
             path.rmdir()
 
 
-def write_atomic(path: Path | str, content: str | bytes) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, whole."""
-    path = Path(path)
-    with replacing(path) as handle:
-        handle.write(content.encode() if isinstance(content, str) else content)
-
-
-@contextlib.contextmanager
-def replacing(path: Path | str) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of ``path`` when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-    _sync_directory(path.parent)
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turn a full disk, an exceeded quota or a forbidden directory into one clear line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise MechlabError("no room on disk", path, "free some space or choose another --out") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise MechlabError("cannot write here", path, "choose another --out") from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise MechlabError("output path is not a directory", path, "choose another --out") from error
-        raise
-
-
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal strings."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def fingerprint(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value in canonical form."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def file_sha256(path: Path | str) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with Path(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that results depend on."""
     found = {"python": platform.python_version()}
@@ -417,12 +364,4 @@ def _roll_forward(path: Path, *, locked: bool = False) -> None:
             for name in _read_manifest(withdrawn).files.keys() - new.files.keys():
                 (path / name).unlink(missing_ok=True)
     os.replace(committed, path / MANIFEST)
-    _sync_directory(path)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(path)

@@ -19,9 +19,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mechlab.activations.capture import read_sites
-from mechlab.artifacts import Artifact, open_artifact, write_atomic, writing
+from mechlab.artifacts import Artifact, open_artifact, writing
 from mechlab.data.corpus import Contexts, Corpus, contexts
 from mechlab.errors import MechlabError
+from mechlab.files import write_atomic
 from mechlab.models.subject import Subject
 
 KIND = "activations"

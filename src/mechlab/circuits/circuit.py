@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechlab.artifacts import Artifact, open_artifact, write_atomic, writing
+from mechlab.artifacts import Artifact, open_artifact, writing
 from mechlab.circuits.graph import Edge, Graph
 from mechlab.circuits.patching import HeadPatching
 from mechlab.data.tasks import Task
+from mechlab.files import write_atomic
 from mechlab.models.forward import Shape
 from mechlab.scores import Score
 

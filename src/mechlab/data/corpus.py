@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mechlab.artifacts import file_sha256, fingerprint
 from mechlab.errors import MechlabError, near
+from mechlab.files import file_sha256, fingerprint
 
 BUNDLED = "fable"
 SPLITS = ("train", "validation", "test")

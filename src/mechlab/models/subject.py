@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.artifacts import fingerprint
 from mechlab.data.corpus import hub_is_offline
 from mechlab.errors import MechlabError, near
+from mechlab.files import fingerprint
 from mechlab.models.sites import Site, site_table
 
 BUNDLED = "fable"

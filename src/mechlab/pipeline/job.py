@@ -22,15 +22,7 @@ from typing import Any
 import numpy as np
 
 from mechlab.activations.store import Store, harvest
-from mechlab.artifacts import (
-    Writer,
-    canonical_json,
-    exists,
-    fingerprint,
-    open_artifact,
-    write_atomic,
-    writing,
-)
+from mechlab.artifacts import Writer, exists, open_artifact, writing
 from mechlab.circuits.circuit import Circuit, task_fingerprint
 from mechlab.circuits.find import find_circuit
 from mechlab.dashboards.page import render_page
@@ -43,6 +35,7 @@ from mechlab.features.explain import Explanations, explain_features
 from mechlab.features.index import FeatureIndex, build_index, load_index, save_index
 from mechlab.features.rows import Rows
 from mechlab.features.windows import WIDTH
+from mechlab.files import canonical_json, fingerprint, write_atomic
 from mechlab.models.subject import Subject, load_model
 from mechlab.pipeline.config import RunConfig
 from mechlab.sae.dictionary import Dictionary, default_config, encode_store, train_sae

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mechlab.activations.store import Store
-from mechlab.artifacts import Artifact, open_artifact, write_atomic, writing
+from mechlab.artifacts import Artifact, open_artifact, writing
 from mechlab.errors import MechlabError
+from mechlab.files import write_atomic
 from mechlab.models.subject import Subject
 from mechlab.sae.topk import Codes, TopK
 from mechlab.sae.train import TrainConfig, train

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mechlab.artifacts import write_atomic
 from mechlab.errors import MechlabError
+from mechlab.files import write_atomic
 from mechlab.sae.topk import Codes, TopK, scatter
 
 _CHECKPOINTS = 10
