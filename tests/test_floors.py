@@ -19,6 +19,7 @@ FLOORS = {
     "mechlab.files": 1,
     "mechlab.artifacts": 1,
     "mechlab.scores": 1,
+    "mechlab.settings": 1,
     "mechlab.data": 2,
     "mechlab.models": 3,
     "mechlab.activations": 4,
@@ -41,6 +42,7 @@ WITHIN_FLOOR_1 = {
     ("mechlab.artifacts", "mechlab.errors"),
     ("mechlab.artifacts", "mechlab.files"),
     ("mechlab.scores", "mechlab.errors"),
+    ("mechlab.settings", "mechlab.errors"),
 }
 
 

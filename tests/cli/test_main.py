@@ -131,10 +131,10 @@ def test_config_file_and_its_mistakes(
 ) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("task: none\ntoknes: 5\n")
-    assert "unknown config key in" in (line := fails(capsys, "run", "--config", file))
+    assert "unknown setting in" in (line := fails(capsys, "run", "--config", file))
     assert "toknes (did you mean tokens" in line
     file.write_text("tokens: lots\n")
-    assert "config key tokens in" in fails(capsys, "run", "--config", file)
+    assert "setting tokens in" in fails(capsys, "run", "--config", file)
     file.write_text("tokens: [1\n")
     assert "not YAML" in fails(capsys, "run", "--config", file)
     file.write_text("- tokens\n")

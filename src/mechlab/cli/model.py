@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from mechlab.cli.outcome import Outcome
 from mechlab.cli.parse import parse
 from mechlab.cli.progress import Reporter
+from mechlab.settings import Settings
 
 
-class ListConfig(BaseModel):
+class ListConfig(Settings):
     """Models that can be named right away; any other causal language model of the hub works as well.
 
     Example: mechlab model list
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-class InfoConfig(BaseModel):
+class InfoConfig(Settings):
     """Sizes, sites and fingerprint of a model.
 
     Example: mechlab model info --model fable
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "fable"
     """"fable", a directory in Hugging Face layout, or a hub name."""
@@ -34,13 +29,11 @@ class InfoConfig(BaseModel):
     """auto, cpu, cuda or cuda:N."""
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """Train the bundled model from scratch and save it in Hugging Face layout.
 
     Example: mechlab model train-fable --out my-fable
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: Path = Path("runs/fable")
     """Directory to write; must not exist yet."""
@@ -50,13 +43,11 @@ class TrainConfig(BaseModel):
     """Training tokens; the bundled model's own number by default."""
 
 
-class CheckConfig(BaseModel):
+class CheckConfig(Settings):
     """Measure every behaviour of the bundled model on prompts it never saw; exit 1 if one is below its bar.
 
     Example: mechlab model check-fable --json
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "fable"
     """"fable", or a directory made by train-fable."""

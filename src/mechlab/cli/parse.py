@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import tyro
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from mechlab.errors import MechlabError, near
+from mechlab.settings import Settings, changed
 
-Config = TypeVar("Config", bound=BaseModel)
+Config = TypeVar("Config", bound=Settings)
 _COMMON = (
     "Also: --config FILE (YAML with the same fields; flags win over it), "
     "--json (one JSON object on the last line of stdout)."
@@ -73,18 +73,10 @@ def read_config(kind: type[Config], path: Path) -> Config:
         raise MechlabError("config file is not YAML", path, str(error).splitlines()[0]) from None
     if not isinstance(content, dict):
         raise MechlabError("config file must hold keys and values", path, "one 'key: value' a line")
-    unknown = [str(key) for key in content if key not in kind.model_fields]
-    if unknown:
-        raise MechlabError(f"unknown config key in {path}", unknown[0], near(unknown[0], kind.model_fields))
-    try:
-        return kind(**content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise MechlabError(f"config key {field} in {path} is wrong", first["input"], first["msg"]) from None
+    return changed(kind(), content, where=f" in {path}")
 
 
-def _explain(message: str, kind: type[BaseModel], program: str) -> MechlabError:
+def _explain(message: str, kind: type[Settings], program: str) -> MechlabError:
     # tyro draws a box with the title in its border, or, where it cannot, a title above a rule.
     inner = [line.strip(" │|") for line in message.splitlines() if not line.startswith(("╭", "╰"))]
     lines = [line for line in inner if line]

@@ -1,22 +1,20 @@
-"""The settings of the main job: one class gives the flags, the YAML keys and the Python arguments."""
+"""The settings of the main job."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from mechlab.settings import Settings
 
 
-class RunConfig(BaseModel):
+class RunConfig(Settings):
     """Run the whole job: harvest, train an SAE, evaluate it, find a circuit, explain, score, export a page.
 
     Called again with the same settings it resumes what is unfinished.
 
     Example: mechlab run --model fable --task ioi --out runs/demo
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "fable"
     """The subject: "fable" (bundled), a directory in Hugging Face layout, or a hub name."""

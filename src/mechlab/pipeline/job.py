@@ -42,6 +42,7 @@ from mechlab.sae.dictionary import Dictionary, default_config, encode_store, tra
 from mechlab.sae.evaluate import Evaluation, evaluate
 from mechlab.sae.topk import TopK
 from mechlab.sae.train import TrainConfig
+from mechlab.settings import changed
 
 KIND = "run"
 SUMMARY, PAGE = "summary.json", "dashboard.html"
@@ -77,13 +78,13 @@ def run(config: RunConfig | None = None, *, progress: Progress | None = None, **
     """Run the main job.
 
     Args:
-        config: the settings; or give them as keywords (``ml.run(model="fable", out="runs/demo")``).
+        config: the settings; keywords change single ones (``ml.run(model="fable", out="runs/demo")``).
         progress: called as the stages advance.
 
     Raises MechlabError for bad settings, before any long work where that can be known, and for
     an output directory that holds something else.
     """
-    config = config or RunConfig(**settings)
+    config = changed(config or RunConfig(), settings)
     subject = load_model(
         config.model,
         dtype=config.dtype,

@@ -1,0 +1,120 @@
+"""The main job on the bundled model: every stage for real, small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mechlab as ml
+from mechlab.artifacts import open_artifact
+from mechlab.circuits.circuit import Circuit
+from mechlab.features.explain import Explanations
+from mechlab.models.subject import load_model
+from mechlab.pipeline.config import RunConfig
+from mechlab.pipeline.job import Run
+
+STAGES = ("activations", "heldout", "sae", "evaluation", "circuit", "features", "explanations", "detection")
+SMALL = {"tokens": 60_000, "train_tokens": 300_000, "heldout_tokens": 20_000, "d_sae": 128, "k": 8}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return ml.run(out=tmp_path_factory.mktemp("runs") / "fable", **SMALL)
+
+
+def test_summary_is_true_to_the_artifacts(done: Run) -> None:
+    summary = done.summary
+    assert summary == json.loads((done.path / "summary.json").read_text())
+    assert (summary["model"], summary["site"]) == ("fable", "blocks.2.hook_resid_post")
+    circuit = Circuit.load(done.path / "circuit")
+    assert summary["circuit"]["n_edges"] == circuit.n_edges == int(circuit.mask.sum())
+    assert summary["circuit"]["faithfulness"] == circuit.faithfulness.value
+    evaluation = json.loads((done.path / "evaluation" / "evaluation.json").read_text())
+    assert summary["sae"]["fve"] == evaluation["fve"]["value"]
+    detection = json.loads((done.path / "detection" / "detection.json").read_text())
+    assert summary["features"]["detection_mean"] == detection["total"]["value"]
+    assert summary["features"]["scored"] == len(detection["features"])
+    for stage in STAGES:
+        open_artifact(done.path / stage).verify()
+
+
+def test_the_numbers_mean_something(done: Run) -> None:
+    sae, circuit, features = (done.summary[key] for key in ("sae", "circuit", "features"))
+    assert sae["fve"] > 0.6
+    assert sae["ce_recovered"] > 0.9
+    assert 0.85 < circuit["faithfulness"] < 1.15
+    assert abs(circuit["faithfulness_null"]) < 0.2
+    assert circuit["n_edges"] < 100
+    low, _ = features["detection_interval"]
+    assert low > 0.6
+    assert abs(features["detection_null"] - 0.5) < 0.03
+
+
+def test_the_artifacts_name_what_they_are_made_of(done: Run) -> None:
+    model = load_model("fable").fingerprint
+    manifests = {
+        name: open_artifact(done.path / name).manifest for name in ("activations", "sae", "explanations")
+    }
+    assert manifests["activations"].inputs["model"] == manifests["sae"].inputs["model"] == model
+    assert manifests["sae"].inputs["activations"] == manifests["activations"].fingerprint
+    assert manifests["explanations"].inputs["dictionary"] == manifests["sae"].fingerprint
+    run = open_artifact(done.path).manifest
+    assert run.kind == "run"
+    assert run.config["site"] == "blocks.2.hook_resid_post"
+    assert run.inputs["model"] == model
+
+
+def test_explanations_never_saw_what_they_are_scored_on(done: Run) -> None:
+    from mechlab.activations.store import open_store
+
+    content = json.loads((done.path / "explanations" / "explanations.json").read_text())
+    seen = set(Explanations.from_dict(content).documents)
+    assert seen
+    assert seen.isdisjoint(open_store(done.path / "heldout").column("document").tolist())
+
+
+def test_the_page_shows_the_run(done: Run) -> None:
+    page = done.dashboard.read_text()
+    assert "fable at blocks.2.hook_resid_post" in page
+    assert f"{done.summary['circuit']['n_edges']} edges" in page
+    assert "https://" not in page.split("</head>")[0]
+
+
+def test_the_command_on_the_page_makes_the_run_again() -> None:
+    config = RunConfig(model="fable", k=8, out=Path("runs/x y"), overwrite=True)
+    assert config.command() == "mechlab run --out 'runs/x y' --k 8"
+    assert RunConfig().command() == "mechlab run"
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ml.MechlabError, match=r"unknown setting: tokns \(did you mean tokens"):
+        ml.run(tokns=5)
+    with pytest.raises(ml.MechlabError, match="setting tokens is wrong: many"):
+        ml.run(tokens="many")
+
+
+@pytest.mark.browser
+def test_the_page_of_a_real_run_opens_offline(done: Run) -> None:
+    import shutil
+
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    problems: list[str] = []
+    requests: list[str] = []
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        tab: Any = browser.new_page()
+        tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: problems.append(str(error)))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto(done.dashboard.resolve().as_uri() + "#f=3")
+        tab.wait_for_selector("text=Feature 3")
+        assert tab.locator("svg text", has_text="logits").count() >= 1
+        browser.close()
+    assert problems == []
+    assert [url.split("#")[0] for url in requests] == [done.dashboard.resolve().as_uri()]
