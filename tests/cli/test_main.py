@@ -271,3 +271,26 @@ def test_a_closed_pipe_is_not_an_error() -> None:
         check=False,
     )
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_an_undertrained_fable_is_trained_saved_and_fails_its_check(tmp_path: Path) -> None:
+    out = tmp_path / "fable"
+    trained = mechlab("model", "train-fable", "--out", out, "--tokens", 20000, "--json")
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["steps"] >= 4
+    assert "| ioi |" in (out / "README.md").read_text()
+    checked = mechlab("model", "check-fable", "--model", out, "--n", 20, "--json")
+    assert checked.returncode == 1
+    result = json.loads(checked.stdout)
+    assert result["passed"] is False
+    assert result["checks"]["ioi_top_1"]["value"] < 0.9
+    again = mechlab("model", "train-fable", "--out", out)
+    assert again.returncode == 2
+    assert "output directory is not empty" in again.stderr
+
+
+def test_the_bundled_fable_passes_its_check() -> None:
+    checked = mechlab("model", "check-fable", "--n", 50, "--json")
+    assert checked.returncode == 0, checked.stdout
+    assert all(each["passed"] for each in json.loads(checked.stdout)["checks"].values())

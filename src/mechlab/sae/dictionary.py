@@ -91,7 +91,7 @@ def train_sae(
     plan = {"site": site, "architecture": "topk", **config.to_dict()}
     with writing(out, KIND, config=plan, seed=seed, inputs=inputs, overwrite=overwrite) as writer:
         if writer.finished is None:
-            activations = store.activations(site)
+            activations = store.activations(site).to(torch.float32)
             sae, metrics = train(
                 activations,
                 config,

@@ -14,6 +14,7 @@ All totals are kept per document, so every figure has a bootstrap interval over 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from mechlab.errors import MechlabError
 from mechlab.interventions.edit import editing
 from mechlab.models.subject import Subject
 from mechlab.sae.dictionary import Dictionary
+from mechlab.sae.topk import TopK
 from mechlab.scores import Score
 
 # Logits of one batch stay under about half a gigabyte in float32.
@@ -98,6 +100,8 @@ def evaluate(
     Raises MechlabError when the dictionary belongs to another model or the split is empty.
     """
     dictionary.check(subject)
+    # On a copy: the caller's dictionary stays on its own device.
+    sae = copy.deepcopy(dictionary.sae).to(subject.device)
     n_ctx = n_ctx or subject.n_ctx
     batch = max(1, min(32, _LOGIT_BUDGET // (n_ctx * subject.module.config.vocab_size)))
     totals: dict[int, np.ndarray] = {}
@@ -107,7 +111,7 @@ def evaluate(
         real = group.mask.clone()
         if subject.bos is not None:
             real[:, 0] = False
-        columns = _batch_sums(subject, dictionary, group.tokens, real, fired)
+        columns = _batch_sums(subject, sae, dictionary, group.tokens, real, fired)
         for document, row in zip(group.document.tolist(), columns, strict=True):
             totals[document] = totals.get(document, 0) + row
         seen += int(real.sum())
@@ -155,13 +159,14 @@ def _recovered(name: str, sums: np.ndarray, ablation: str, seed: int) -> Score:
 
 def _batch_sums(
     subject: Subject,
+    sae: TopK,
     dictionary: Dictionary,
     tokens: Int[Tensor, "context pos"],
     real: Bool[Tensor, "context pos"],
     fired: Bool[Tensor, "d_sae"],
 ) -> list[np.ndarray]:
     """Per-context totals in the module's column order; marks latents in ``fired``."""
-    site, sae = dictionary.site, dictionary.sae.to(subject.device)
+    site = dictionary.site
     x = read_sites(subject, tokens, [site])[site].to(torch.float32)
     place = real.to(x.device)
     codes = sae.encode(x[place])
