@@ -9,7 +9,7 @@ import torch
 
 from mechlab.circuits.circuit import Circuit, task_fingerprint
 from mechlab.circuits.evaluate import run_circuits
-from mechlab.circuits.find import find_circuit, size_grid, top_edges
+from mechlab.circuits.find import find_circuit, require_task, size_grid, top_edges
 from mechlab.circuits.graph import Graph
 from mechlab.data.tasks import make_task
 from mechlab.errors import MechlabError
@@ -111,6 +111,9 @@ def test_mistakes_are_named(job) -> None:
         find_circuit(subject, train, test, target=1.5)
     with pytest.raises(MechlabError, match="does not do the task random"):
         find_circuit(subject, replace(train, answers=train.wrong, wrong=train.answers), test)
+    with pytest.raises(MechlabError, match="does not do the task random"):
+        require_task(subject, replace(train, answers=train.wrong, wrong=train.answers))
+    require_task(subject, train)
 
 
 @needs_fable

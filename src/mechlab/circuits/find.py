@@ -88,16 +88,7 @@ def find_circuit(
     forward = DecomposedForward(subject.module)
     graph = Graph(forward.shape)
 
-    _, whole, empty = run_circuits(
-        forward, task_train, graph.real.new_empty(0, *graph.real.shape), metric=name, batch_size=batch_size
-    )
-    gap = float((whole - empty).mean())
-    if gap <= 0:
-        raise MechlabError(
-            f"model {subject.name} does not do the task {task_train.name}: mean {name}, clean minus corrupt",
-            f"{gap:.3g}",
-            "choose another --task or model",
-        )
+    empty, gap = _gap(subject, forward, task_train, name, batch_size)
     scores = edge_scores(forward, task_train, method=method, steps=steps, metric=name, batch_size=batch_size)
     report(1, _PHASES)
     tried = sorted(
@@ -145,6 +136,31 @@ def find_circuit(
         faithfulness=held_out,
         heads=heads,
     )
+
+
+def require_task(subject: Subject, task: Task, *, metric: str | None = None) -> None:
+    """MechlabError unless a circuit of this task can be sought in this model.
+
+    Costs two forwards of the prompts. The model must have a decomposed forward and must do
+    the task: its mean metric is higher on clean than on corrupt prompts.
+    """
+    _gap(subject, DecomposedForward(subject.module), task, metric or default_metric(task), BATCH_SIZE)
+
+
+def _gap(
+    subject: Subject, forward: DecomposedForward, task: Task, metric: str, batch_size: int
+) -> tuple[Float[Tensor, "n"], float]:
+    """The metric of every corrupt prompt, and how much higher its mean is on clean ones."""
+    none = torch.zeros(0, forward.shape.n_sources, forward.shape.n_readers, dtype=torch.bool)
+    _, whole, empty = run_circuits(forward, task, none, metric=metric, batch_size=batch_size)
+    gap = float((whole - empty).mean())
+    if gap <= 0:
+        raise MechlabError(
+            f"model {subject.name} does not do the task {task.name}: mean {metric}, clean minus corrupt",
+            f"{gap:.3g}",
+            "choose another --task or model",
+        )
+    return empty, gap
 
 
 def _check(task_train: Task, task_test: Task, target: float) -> None:

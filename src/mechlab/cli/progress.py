@@ -43,7 +43,17 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars is not None:
+            if kind is None:
+                self._finish()
             self._bars.stop()
+
+    def _finish(self) -> None:
+        """Close the bars of stages that never said how long they are."""
+        assert self._bars is not None
+        for task in self._bars.tasks:
+            if task.total is None:
+                self._bars.update(task.id, total=1, completed=1)
+                self._bars.stop_task(task.id)
 
     def __call__(self, stage: str, done: int, total: int, figures: dict[str, float]) -> None:
         now = time.monotonic()
@@ -51,6 +61,7 @@ class Reporter:
         note = _note(done, total, done - first, now - start, figures)
         if self._bars is not None:
             if stage not in self._tasks:
+                self._finish()  # stages follow one another
                 self._tasks[stage] = self._bars.add_task(stage, total=total or None, note="")
             self._bars.update(self._tasks[stage], completed=done, total=total or None, note=note)
             if 0 < total <= done:

@@ -24,7 +24,7 @@ import numpy as np
 from mechlab.activations.store import Store, harvest
 from mechlab.artifacts import Writer, exists, open_artifact, writing
 from mechlab.circuits.circuit import Circuit, task_fingerprint
-from mechlab.circuits.find import find_circuit
+from mechlab.circuits.find import find_circuit, require_task
 from mechlab.dashboards.page import render_page
 from mechlab.dashboards.run_page import run_page
 from mechlab.data.corpus import BUNDLED, Corpus, open_corpus, require_tokens
@@ -131,6 +131,7 @@ class _Job:
 
         TopK(1, self.training.d_sae, self.training.k)
         if self.config.task != "none":
+            require_task(self.subject, self._task("validation"))
             self._task("test")
         require_tokens(self.corpus, self.subject.tokenizer, n_ctx=self.n_ctx)
 
@@ -185,7 +186,9 @@ class _Job:
             n_ctx=self.n_ctx,
             seed=self.config.seed,
             overwrite=self.config.overwrite,
-            progress=lambda done, total: self.progress(f"harvest {split}", done, total, {}),
+            progress=lambda done, total: self.progress(
+                "harvest" if split == "train" else f"harvest {split}", done, total, {}
+            ),
         )
 
     def _train(self, store: Store) -> Dictionary:
