@@ -154,7 +154,7 @@ def _gap(
     none = torch.zeros(0, forward.shape.n_sources, forward.shape.n_readers, dtype=torch.bool)
     _, whole, empty = run_circuits(forward, task, none, metric=metric, batch_size=batch_size)
     gap = float((whole - empty).mean())
-    if gap <= 0:
+    if not gap > 0:  # also when it is not a number
         raise MechlabError(
             f"model {subject.name} does not do the task {task.name}: mean {metric}, clean minus corrupt",
             f"{gap:.3g}",
