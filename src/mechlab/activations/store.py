@@ -100,9 +100,8 @@ def harvest(
     names = [sites] if isinstance(sites, str) else list(sites)
     for name in names:
         subject.site(name)
-    n_ctx = n_ctx or subject.n_ctx
-    if not 2 <= n_ctx <= subject.n_ctx:
-        raise MechlabError("context length is out of range", n_ctx, f"between 2 and {subject.n_ctx}")
+    n_ctx = subject.n_ctx if n_ctx is None else n_ctx
+    check_context(subject, n_ctx)
     if tokens < 1:
         raise MechlabError("number of tokens must be positive", tokens, "ask for at least 1")
     config = {
@@ -138,6 +137,12 @@ def harvest(
             writer.commit(files, facts={"rows": rows})
         assert writer.finished is not None
         return Store(writer.finished)
+
+
+def check_context(subject: Subject, n_ctx: int) -> None:
+    """MechlabError unless contexts of ``n_ctx`` tokens, BOS included, fit the model."""
+    if not 2 <= n_ctx <= subject.n_ctx:
+        raise MechlabError("context length is out of range", n_ctx, f"between 2 and {subject.n_ctx}")
 
 
 def _read(subject: Subject, sites: list[str], batches: list[Contexts], first: int) -> dict[str, Tensor]:

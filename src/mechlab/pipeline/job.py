@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mechlab.activations.store import Store, harvest
+from mechlab.activations.store import Store, check_context, harvest
 from mechlab.artifacts import Writer, exists, open_artifact, writing
 from mechlab.circuits.circuit import Circuit, task_fingerprint
 from mechlab.circuits.find import find_circuit, require_task
@@ -46,6 +46,8 @@ from mechlab.settings import changed
 
 KIND = "run"
 SUMMARY, PAGE = "summary.json", "dashboard.html"
+# Rows to train on when the user names no number.
+TRAIN_TOKENS = 1_500_000
 # Rows of the training store that explanations are learnt from.
 EXPLAIN_ROWS = 300_000
 # Prompt pairs for choosing a circuit, and as many held-out ones for judging it.
@@ -117,8 +119,9 @@ class _Job:
         self.config, self.subject, self.corpus, self.progress = config, subject, corpus, progress
         layers = subject.module.config.num_hidden_layers
         self.site = config.site or f"blocks.{layers // 2}.hook_resid_post"
-        self.n_ctx = config.n_ctx or min(subject.n_ctx, 512)
-        defaults = default_config(subject.site(self.site).dim, config.train_tokens or 1_500_000)
+        self.n_ctx = min(subject.n_ctx, 512) if config.n_ctx is None else config.n_ctx
+        train_tokens = TRAIN_TOKENS if config.train_tokens is None else config.train_tokens
+        defaults = default_config(subject.site(self.site).dim, train_tokens)
         self.training = TrainConfig(
             d_sae=defaults.d_sae if config.d_sae is None else config.d_sae,
             k=defaults.k if config.k is None else config.k,
@@ -128,7 +131,11 @@ class _Job:
 
     def check(self) -> None:
         """Find out now what would fail late: sizes, the task's tokens, the corpus' length."""
-
+        for name in ("tokens", "train_tokens", "heldout_tokens"):
+            value = getattr(self.config, name)
+            if value is not None and value < 1:
+                raise MechlabError(f"{name} must be positive", value, "ask for at least 1")
+        check_context(self.subject, self.n_ctx)
         TopK(1, self.training.d_sae, self.training.k)
         if self.config.task != "none":
             require_task(self.subject, self._task("validation"))
@@ -222,7 +229,6 @@ class _Job:
         return Evaluation.from_dict(fields)
 
     def _circuit(self) -> Circuit:
-
         path, selection, held_out = self.config.out / "circuit", self._task("validation"), self._task("test")
         if exists(path):
             found = Circuit.load(path)
@@ -241,7 +247,6 @@ class _Job:
         return found
 
     def _explain(self, dictionary: Dictionary, store: Store) -> tuple[FeatureIndex, Explanations]:
-
         path, made_from = self.config.out / "features", dictionary.artifact.manifest.fingerprint
         rows = functools.cache(lambda: self._rows(dictionary, store, EXPLAIN_ROWS))
         if not (exists(path) and open_artifact(path).manifest.inputs.get("dictionary") == made_from):
@@ -264,7 +269,6 @@ class _Job:
         return index, Explanations.from_dict(fields)
 
     def _score(self, dictionary: Dictionary, heldout: Store, explanations: Explanations) -> DetectionResult:
-
         fields = self._record(
             "detection",
             {"split": "test"},

@@ -102,7 +102,7 @@ def evaluate(
     dictionary.check(subject)
     # On a copy: the caller's dictionary stays on its own device.
     sae = copy.deepcopy(dictionary.sae).to(subject.device)
-    n_ctx = n_ctx or subject.n_ctx
+    n_ctx = subject.n_ctx if n_ctx is None else n_ctx
     batch = max(1, min(32, _LOGIT_BUDGET // (n_ctx * subject.module.config.vocab_size)))
     totals: dict[int, np.ndarray] = {}
     fired = torch.zeros(dictionary.sae.d_sae, dtype=torch.bool)
