@@ -326,7 +326,11 @@ def _locked(path: Path) -> Iterator[Path]:
     work = path / PARTIAL
     while True:
         work.mkdir(parents=True, exist_ok=True)
-        with (work / _LOCK).open("w") as lock:
+        try:
+            lock = (work / _LOCK).open("w")
+        except FileNotFoundError:  # the previous holder has just removed the directory
+            continue
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -108,7 +108,7 @@ class Circuit:
             if writer.finished is not None:
                 return writer.finished
             tensors = {"mask": self.mask.contiguous(), "scores": self.scores.contiguous()}
-            safetensors.torch.save_file(tensors, writer.work / _TENSORS)
+            write_atomic(writer.work / _TENSORS, safetensors.torch.save(tensors))
             record = {
                 "shape": asdict(self.shape),
                 "curve": [asdict(point) for point in self.curve],

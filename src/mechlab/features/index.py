@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from mechlab.artifacts import Artifact, open_artifact, writing
 from mechlab.errors import MechlabError
 from mechlab.features.rows import Rows, context_starts
+from mechlab.files import write_atomic
 from mechlab_kernels.csr import build_csr
 
 KIND = "feature-index"
@@ -176,7 +177,8 @@ def save_index(
         if writer.finished is not None:
             return writer.finished
         arrays = {each.name: getattr(index, each.name) for each in fields(index)}
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, writer.work / _FILE)
+        content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        write_atomic(writer.work / _FILE, content)
         facts = {"live": int((index.active > 0).sum()), "entries": len(index.row)}
         return writer.commit([_FILE], facts)
 
