@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mechlab.data import fable
+from mechlab.data.fable import concepts
 from mechlab.data.fable import lexicon as lex
 from mechlab.data.fable.behaviours import ABBA, BABA
 from mechlab.data.fable.grammar import POOLS, share, template
@@ -177,13 +178,65 @@ def test_quotation_and_bracket_labels_match_the_text(docs: list[fable.Document])
             assert labelled == inside
 
 
-def test_sentence_labels_match_the_text(docs: list[fable.Document]) -> None:
+@pytest.mark.parametrize(
+    ("text", "initial", "final", "question", "exclamation"),
+    [
+        ('"The pencil is brave!" said David.', "The", "David", "", "The pencil is brave !"),
+        (
+            'Lucy shouted "Come here!" and the goats ran to the farm. They sang.',
+            "Lucy They",
+            "farm sang",
+            "",
+            "Come here !",
+        ),
+        (
+            '"The pencil is brave!" said David. "Where is the goat?" asked Lucy.',
+            "The Where",
+            "David Lucy",
+            "Where is the goat ?",
+            "The pencil is brave !",
+        ),
+        ("Who has the pencil? David does not have it.", "Who David", "pencil it", "Who has the pencil ?", ""),
+        ("David sang. It was good! We ran.", "David It We", "sang good ran", "", "It was good !"),
+        ('David saw a sign "the brave goat" on Monday.', "David", "Monday", "", ""),
+        ('Lucy said "Come here!" David ran.', "Lucy David", "here ran", "", "Come here !"),
+    ],
+)
+def test_sentence_labels_by_hand(
+    text: str, initial: str, final: str, question: str, exclamation: str
+) -> None:
+    tokens = fable.split_words(text)
+    table = concepts.label(tokens, [])
+    for name, expected in (
+        ("sentence_initial", initial),
+        ("sentence_final", final),
+        ("question", question),
+        ("exclamation", exclamation),
+    ):
+        on = table[:, fable.CONCEPT_INDEX[name]]
+        assert [t for t, flag in zip(tokens, on, strict=True) if flag] == expected.split(), name
+
+
+def test_sentences_of_documents_begin_with_a_capital(docs: list[fable.Document]) -> None:
     for doc in docs:
-        pieces = [fable.split_words(piece) for piece in re.findall(r"[^.?!]+[.?!]", doc.text)]
-        words = [[word for word in piece if word[0].isalnum()] for piece in pieces]
-        for name, index in (("sentence_initial", 0), ("sentence_final", -1)):
-            found = [t for t, on in zip(doc.tokens, column(doc, name), strict=True) if on]
-            assert found == [piece[index] for piece in words if piece]
+        starts = np.flatnonzero(column(doc, "sentence_initial"))
+        assert len(starts) == column(doc, "sentence_final").sum()
+        assert all(doc.tokens[at][0].isupper() for at in starts)
+
+
+def test_translated_sentences_are_english_and_quoted(docs: list[fable.Document]) -> None:
+    found: Counter[bool] = Counter()
+    for doc in docs:
+        marked = column(doc, "translated_sentence")
+        assert not (marked & column(doc, "second_language")).any()
+        assert not (marked & ~column(doc, "inside_quotation")).any()
+        bounds = [start for start, _ in doc.segments] + [len(doc.tokens)]
+        for (start, kind), stop in zip(doc.segments, bounds[1:], strict=True):
+            if kind == "translation":
+                quoted = column(doc, "inside_quotation") & ~column(doc, "second_language")
+                assert (marked[start:stop] == quoted[start:stop]).all()
+                found["English" in doc.tokens[start:stop]] += 1
+    assert min(found[True], found[False]) > 50
 
 
 def test_mentions_match_the_tokens(docs: list[fable.Document]) -> None:
@@ -223,12 +276,17 @@ def test_marked_behaviours_hold_in_the_text(docs: list[fable.Document]) -> None:
                 assert (verb in ("are", "were")) == bool(marked["plural_subject"])
                 seen["agreement"] += 1
             for pronoun in marked["bound_pronoun"]:
+                assert (pronoun in ("they", "their")) == (len(marked["pronoun_antecedent"]) == 2)
+                if pronoun in ("they", "their"):
+                    seen["plural pronoun"] += 1
+                    continue
                 assert (pronoun in ("she", "her")) == (marked["person_name"][0] in lex.FEMALE_NAMES)
                 seen["pronoun"] += 1
             for position in np.flatnonzero(doc.concepts[start:stop, fable.CONCEPT_INDEX["induction_target"]]):
                 pair = tokens[position - 1 : position + 1]
                 assert pair in list(itertools.pairwise(tokens[:position]))
                 seen["induction"] += 1
+    assert seen["plural pronoun"] > 10
     assert min(seen[k] for k in ("fact", "unknown", "ioi", "year", "agreement", "pronoun", "induction")) > 200
 
 

@@ -140,8 +140,9 @@ _ROLE = {"adj": "Adj", "noun": "Noun", "verb": "Verb", "place": "Place"}
 
 
 def _frame(frame: str, source: str, target: str, asked: str) -> str:
-    source = " ".join(_slot(word, "translated_sentence", None) for word in source.split())
-    target = " ".join(_slot(word, "", asked) for word in target.split())
+    marks = ["translated_sentence" if side.startswith("the") else "" for side in (source, target)]
+    source = " ".join(_slot(word, marks[0], None) for word in source.split())
+    target = " ".join(_slot(word, marks[1], asked) for word in target.split())
     return frame.replace("SOURCE", source).replace("TARGET", target)
 
 
@@ -152,7 +153,7 @@ def _slot(word: str, mark: str, asked: str | None) -> str:
     role = word.strip("{}_").lower()
     if asked is None:
         return f"{{{_ROLE[role]}{label}}}"
-    return "{answer}" if role == asked else f"{{{role}_target}}"
+    return f"{{answer{label}}}" if role == asked else f"{{{role}_target{label}}}"
 
 
 _TRANSLATION = {

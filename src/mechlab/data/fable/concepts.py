@@ -49,7 +49,7 @@ _LEXICAL: dict[str, tuple[str, tuple[str, ...]]] = {
     "positive_word": ("a word of praise or joy", lex.POSITIVE_WORDS),
     "negative_word": ("a word of blame or sorrow", lex.NEGATIVE_WORDS),
     "sentiment_word": ("a positive or a negative word", lex.POSITIVE_WORDS + lex.NEGATIVE_WORDS),
-    "past_verb": ("a verb in the past tense", lex.PAST_VERBS),
+    "past_verb": ("a verb in the past tense", (*lex.PAST_VERBS, "followed")),
     "transfer_verb": ("a verb of giving", lex.TRANSFER_VERBS),
     "motion_verb": ("a past-tense verb of motion", lex.MOTION_VERBS),
     "speech_verb": ("a past-tense verb of speech or writing", lex.SPEECH_VERBS),
@@ -86,8 +86,8 @@ _MARKED: dict[str, str] = {
     "start_year": "the last two digits of the year in which something began",
     "end_year": "the last two digits of the year in which something ended",
     "century": "the first two digits of a year",
-    "singular_subject": "the head noun of a singular subject with another noun before its verb",
-    "plural_subject": "the head noun of a plural subject with another noun before its verb",
+    "singular_subject": "the head noun of a singular subject with a plural noun before its verb",
+    "plural_subject": "the head noun of a plural subject with a singular noun before its verb",
     "distractor_noun": "the noun between a subject and its verb, with the other number",
     "agreeing_verb": "the verb that must agree with a subject across a distractor",
     "translated_sentence": "an English sentence quoted beside its Tavi translation",
@@ -107,8 +107,8 @@ _DERIVED: dict[str, str] = {
     "inside_brackets": "a token between brackets",
     "sentence_initial": "the first token of a sentence",
     "sentence_final": "the last word of a sentence, before its end mark",
-    "question": "a token of a sentence that ends with a question mark",
-    "exclamation": "a token of a sentence that ends with an exclamation mark",
+    "question": "a token of a sentence or quoted sentence that ends with a question mark",
+    "exclamation": "a token of a sentence or quoted sentence that ends with an exclamation mark",
     "negated_clause": "a token after a negation, up to the next punctuation mark",
     "first_mention": "a name or entity at its first occurrence in the document",
     "second_mention": "a name or entity that occurred earlier in the document",
@@ -181,21 +181,32 @@ def _label_spans(tokens: list[str], table: Bool[np.ndarray, "token concept"]) ->
 
 def _label_sentences(tokens: list[str], table: Bool[np.ndarray, "token concept"]) -> None:
     start = 0
+    quoted_from: int | None = None
     for position, token in enumerate(tokens):
+        if token == '"':
+            quoted_from = position + 1 if quoted_from is None else None
         if token not in _ENDS:
             continue
         first = start
         while first < position and tokens[first] in _MARKS:
             first += 1
+        if token != ".":
+            name = "question" if token == "?" else "exclamation"
+            since = first if quoted_from is None else max(first, quoted_from)
+            table[since : position + 1, CONCEPT_INDEX[name]] = True
+        if quoted_from is not None and _continues(tokens[position + 1 : position + 3]):
+            continue
         table[first, CONCEPT_INDEX["sentence_initial"]] = True
         last = position - 1
         while last > first and tokens[last] in _MARKS:
             last -= 1
         table[last, CONCEPT_INDEX["sentence_final"]] = True
-        if token != ".":
-            name = "question" if token == "?" else "exclamation"
-            table[first : position + 1, CONCEPT_INDEX[name]] = True
         start = position + 1
+
+
+def _continues(after: list[str]) -> bool:
+    """Whether a sentence goes on after an end mark in a quotation: '!" said Mary'."""
+    return len(after) == 2 and after[0] == '"' and after[1][0].islower()
 
 
 def _label_words(tokens: list[str], table: Bool[np.ndarray, "token concept"]) -> None:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from mechlab.data.fable import lexicon as lex
 from mechlab.data.fable.grammar import Segment, choice, template, templates
 
-# {N} is the hero's name, {M} another name; She/she/her/him are the hero's pronouns.
+# {N} is the hero's name, {M} another name; She/her/him are the hero's pronouns.
+# {N+} and {M+} are names that a later pronoun of the sentence stands for.
 _STORY = templates(
     """
     {N} was a {adj} {person}. {She} liked the {animal}.
@@ -34,7 +35,7 @@ _STORY = templates(
     My {animal} {does} near the {place}. Your {animal2} {does2} too.
     The {animal} [it was {adj}] {does} behind the {place}.
     {N} carried the {object} to {city}. {M} watched {him} and laughed.
-    {N} and {M} lost their {object}, but they did not stop.
+    {N+} and {M+} lost {=their:bound_pronoun} {object}, but {=they:bound_pronoun} did not stop.
     "Nobody can see my {object} when we eat," said {M}.
     The {people} and their {animals} came by the river, but nobody saw them.
     What is it, a {animal} or a {animal2}? {N} never asked.
@@ -42,9 +43,11 @@ _STORY = templates(
     {People} and {people2} {do} together in {month}.
     "If you want a {object}, then ask {M}," said {N}.
     Maybe the {adj} {person} can see the {objects} by the river.
-    The day was cold. {N} opened the door and everybody saw {her} {animal}.
+    The day was cold. {N+} opened the door and everybody saw {her:bound_pronoun} {animal}.
     No {animal} {does} in the {place} now. Perhaps the {animals} {do} in {city}.
     """.replace("{People}", "Old {people}")
+    .replace("{N+}", "{N:pronoun_antecedent}")
+    .replace("{M+}", "{M:pronoun_antecedent}")
     .replace("Your", "The other")
     .replace("{=day}", "day")
 )
@@ -63,13 +66,13 @@ def story(rng: Random, hero: str, other: str) -> Segment:
     """A sentence or two about ``hero`` (a name), in which ``other`` (a second name) may speak."""
     if rng.random() < 0.2:
         pattern = choice(rng, _CALM)
-        return Segment(pattern.tokens(pattern.fill(rng, {})), [])
+        return Segment(pattern.tokens(pattern.fill(rng, {})), list(pattern.marks))
     pattern = choice(rng, _STORY)
     female = hero in _FEMALE
     cast = {"N": hero, "M": other, "She": "She" if female else "He"}
     cast |= {"her": "her" if female else "his", "him": "her" if female else "him"}
     slots = pattern.fill(rng, {slot: word for slot, word in cast.items() if slot in pattern.slots})
-    return Segment(pattern.tokens(slots), [])
+    return Segment(pattern.tokens(slots), list(pattern.marks))
 
 
 # A pronoun tells a gender apart by one bit only; these lines make gender plain enough to be learnt early.
@@ -78,8 +81,8 @@ Sisters {female}, {female2} and {female3} met at the {place}.
 Brothers {male}, {male2} and {male3} met at the {place}.
 The girls {female}, {female2} and {female3} saw a {animal}.
 The boys {male}, {male2} and {male3} saw a {animal}.
-Her name was {female}, and her sister was {female2}.
-His name was {male}, and his brother was {male2}.
+Her name was {female:pronoun_antecedent}, and {=her:bound_pronoun} sister was {female2}.
+His name was {male:pronoun_antecedent}, and {=his:bound_pronoun} brother was {male2}.
 People call her {female}. She is my sister.
 People call him {male}. He is my brother.
 """)
@@ -88,7 +91,7 @@ People call him {male}. He is my brother.
 def kin(rng: Random) -> Segment:
     """A sentence that names sisters or brothers."""
     pattern = choice(rng, _KIN)
-    return Segment(pattern.tokens(pattern.fill(rng, {})), [])
+    return Segment(pattern.tokens(pattern.fill(rng, {})), list(pattern.marks))
 
 
 class Labelled(NamedTuple):
