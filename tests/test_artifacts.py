@@ -118,10 +118,51 @@ def test_unfinished_work_is_resumed_only_under_the_same_plan(tmp_path: Path) -> 
     assert not exists(tmp_path / "a")
     with pytest.raises(MechlabError, match="unfinished"):
         open_artifact(tmp_path / "a")
+    with (
+        pytest.raises(MechlabError, match="holds an unfinished thing made with another seed: 0, not 9"),
+        writing(tmp_path / "a", "thing", **{**PLAN, "seed": 9}),
+    ):
+        pass
     with writing(tmp_path / "a", "thing", **PLAN) as writer:
         assert (writer.work / "part").read_text() == "half"
-    with writing(tmp_path / "a", "thing", **{**PLAN, "seed": 9}) as writer:
+    with writing(tmp_path / "a", "thing", **{**PLAN, "seed": 9}, overwrite=True) as writer:
         assert not (writer.work / "part").exists()
+
+
+@pytest.mark.parametrize("damage", ["manifest", "schema", "file"])
+def test_a_damaged_artifact_can_be_made_again(tmp_path: Path, damage: str) -> None:
+    made = make(tmp_path / "a", "hello")
+    manifest = tmp_path / "a" / "manifest.json"
+    if damage == "manifest":
+        manifest.write_text("{")
+    elif damage == "schema":
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema": 0}))
+    else:
+        made.file("data.txt").write_text("he")
+    with pytest.raises(MechlabError):
+        make(tmp_path / "a", "again")
+    with writing(tmp_path / "a", "thing", **PLAN, overwrite=True) as writer:
+        assert writer.finished is None
+        (writer.work / "data.txt").write_text("again")
+        writer.commit(["data.txt"])
+    assert open_artifact(tmp_path / "a").file("data.txt").read_text() == "again"
+
+
+def test_withdrawing_takes_the_manifest_first(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    with writing(tmp_path / "a", "thing", **{**PLAN, "seed": 2}, overwrite=True) as writer:
+        writer.withdraw()
+        assert not exists(tmp_path / "a")
+        assert not (tmp_path / "a" / "data.txt").exists()
+
+
+def test_paths_that_cannot_be_made(tmp_path: Path) -> None:
+    for path in (tmp_path / ("x" * 300), Path("/proc/nope/x")):
+        with pytest.raises(MechlabError, match="output directory cannot be made"):
+            make(path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MechlabError, match="not a directory"):
+        make(tmp_path / "file")
 
 
 def test_refusals_and_failures_before_any_work_leave_no_litter(tmp_path: Path) -> None:

@@ -163,6 +163,21 @@ class Writer:
         self.finished = finished
         self.work = path / PARTIAL
 
+    def withdraw(self) -> None:
+        """Take back what is published here now, before the finished work replaces it.
+
+        For an artifact whose parts are artifacts of their own: while those are replaced one
+        by one, the old manifest must not vouch for them.
+        """
+        current = self.path / MANIFEST
+        if current.is_file():
+            with contextlib.suppress(MechlabError):
+                names = list(_read_manifest(current).files)
+                current.unlink()
+                for name in names:
+                    (self.path / name).unlink(missing_ok=True)
+            current.unlink(missing_ok=True)
+
     def commit(self, files: list[str], facts: Mapping[str, Any] | None = None) -> Artifact:
         """Publish ``files`` (names inside ``work``) as the artifact; all else in ``work`` is dropped."""
         if self.finished is not None:
@@ -225,17 +240,23 @@ def writing(
 
 def _prepare(path: Path, work: Path, plan: Manifest, overwrite: bool) -> Artifact | None:
     """The artifact if ``plan`` is already carried out, else None with ``work`` ready for it."""
-    _roll_forward(path, locked=True)
-    if (path / MANIFEST).is_file():
-        if not overwrite or _read_manifest(path / MANIFEST).same_plan(plan):
+    try:
+        _roll_forward(path, locked=True)
+        if (path / MANIFEST).is_file() and (not overwrite or _read_manifest(path / MANIFEST).same_plan(plan)):
             current = open_artifact(path)
             _refuse_difference(path, current.manifest, plan)
             return current
-    elif not overwrite and not all(_is_ours(entry) for entry in path.iterdir()):
+    except MechlabError:
+        if not overwrite:
+            raise
+        _clear(work)  # what is there is damaged; it is to be made again
+    if not overwrite and not all(_is_ours(entry) for entry in path.iterdir()):
         raise MechlabError(
             "output directory is not empty and holds no artifact", path, "choose another --out or empty it"
         )
     if not _has_plan(work, plan):
+        if not overwrite and {entry.name for entry in work.iterdir()} > {_LOCK, _PLAN}:
+            _refuse_difference(path, _read_plan(work / _PLAN), plan, "an unfinished ")
         _clear(work)
         write_atomic(work / _PLAN, plan._plan())
     return None
@@ -271,14 +292,14 @@ def _read_manifest(path: Path) -> Manifest:
         raise MechlabError("manifest cannot be read", path, "make the artifact again") from error
 
 
-def _refuse_difference(path: Path, there: Manifest, plan: Manifest) -> None:
+def _refuse_difference(path: Path, there: Manifest, plan: Manifest, state: str = "a ") -> None:
     if there.kind != plan.kind:
         raise MechlabError(f"{path} holds another kind of artifact", there.kind, "choose another --out")
     for role in sorted(there.inputs.keys() | plan.inputs.keys()):
         old, new = there.inputs.get(role), plan.inputs.get(role)
         if old != new:
             raise MechlabError(
-                f"{path} holds a {there.kind} made from another {role}",
+                f"{path} holds {state}{there.kind} made from another {role}",
                 f"fingerprint {_short(old)}, not {_short(new)}",
                 "choose another --out, or pass --overwrite",
             )
@@ -286,7 +307,7 @@ def _refuse_difference(path: Path, there: Manifest, plan: Manifest) -> None:
     for key in sorted(old_config.keys() | new_config.keys()):
         if old_config.get(key) != new_config.get(key):
             raise MechlabError(
-                f"{path} holds a {there.kind} made with another {key}",
+                f"{path} holds {state}{there.kind} made with another {key}",
                 f"{old_config.get(key)}, not {new_config.get(key)}",
                 "choose another --out, or pass --overwrite",
             )
@@ -303,6 +324,13 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_ours(entry: Path) -> bool:
     return entry.name == PARTIAL or (entry / MANIFEST).is_file() or (entry / PARTIAL).is_dir()
+
+
+def _read_plan(path: Path) -> Manifest:
+    try:
+        return Manifest(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise MechlabError("plan of unfinished work cannot be read", path, "pass --overwrite") from error
 
 
 def _has_plan(work: Path, plan: Manifest) -> bool:

@@ -54,6 +54,8 @@ def disk_errors(path: Path | str) -> Iterator[None]:
             raise MechlabError("cannot write here", path, "choose another --out") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise MechlabError("output path is not a directory", path, "choose another --out") from error
+        if error.errno == errno.ENAMETOOLONG or (error.errno == errno.ENOENT and not Path(path).exists()):
+            raise MechlabError("output directory cannot be made", path, "choose another --out") from error
         raise
 
 

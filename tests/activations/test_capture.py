@@ -72,8 +72,10 @@ def test_heads_are_kept_apart(subject: Subject) -> None:
 
 def test_hooks_are_removed_also_after_an_exception(subject: Subject) -> None:
     before = hook_count(subject)
-    with pytest.raises(IndexError):
-        read_sites(subject, torch.tensor([[999]]), ["blocks.0.hook_resid_post"])
+    broken = subject.module.transformer.h[0].mlp.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        read_sites(subject, torch.tensor([[2]]), ["blocks.0.hook_resid_post"])
+    broken.remove()
     assert hook_count(subject) == before
     with pytest.raises(RuntimeError), reading(subject, ["blocks.0.hook_resid_post"]):
         assert hook_count(subject) == before + 1
@@ -81,7 +83,16 @@ def test_hooks_are_removed_also_after_an_exception(subject: Subject) -> None:
     assert hook_count(subject) == before
 
 
+def test_learned_positions_are_there_for_every_row(subject: Subject) -> None:
+    tokens = torch.tensor([[2, 3, 4], [2, 5, 6]])
+    found = read_sites(subject, tokens, ["hook_pos_embed"])["hook_pos_embed"]
+    assert found.shape == (2, 3, 16)
+    assert torch.equal(found[0], subject.module.transformer.wpe.weight[:3])
+
+
 def test_mistakes(subject: Subject) -> None:
+    with pytest.raises(MechlabError, match="token has no embedding: 99 of 20"):
+        read_sites(subject, torch.tensor([[2, 99]]), ["hook_embed"])
     with pytest.raises(MechlabError, match=r"no site: blocks\.0\.hook_resid"):
         ml.activations(subject, "the cat", "blocks.0.hook_resid")
     with pytest.raises(MechlabError, match="longer than the model's context: 41 tokens"):

@@ -44,9 +44,9 @@ def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     said = capsys.readouterr()
     assert stopped.value.code == 2
     assert said.out == ""
-    lines = [line for line in said.err.splitlines() if line.startswith("mechlab: ")]
-    assert said.err.count("Traceback") == 0
-    return lines[-1]
+    lines = said.err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 def test_help_lists_commands_and_every_command_has_an_example() -> None:
@@ -104,6 +104,12 @@ def test_mistakes_before_any_work(words: list[str], line: str, capsys: pytest.Ca
         (["--n-ctx", "999"], "context length is out of range: 999"),
         (["--column", "txt"], "corpus has no text column 'txt'"),
         (["--dtype", "float8"], "unknown dtype: float8"),
+        (["--seed", "-1"], "seed is out of range: -1"),
+        (["--seed", "100000000000000000"], "seed is out of range"),
+        (["--data", ""], "corpus has no name"),
+        (["--d-sae", "100000000000"], "d_sae is out of range: 100000000000"),
+        (["--n-ctx", "3"], "contexts are too short to explain: 3"),
+        (["--tokens", "100"], "tokens are fewer than one training batch: 100"),
     ],
 )
 def test_mistakes_in_a_run(
@@ -115,6 +121,7 @@ def test_mistakes_in_a_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert line in fails(capsys, *small(tiny_model, tiny_corpus, tmp_path / "r"), *changes)
+    # Found before any work: no stage was announced.
     assert not (tmp_path / "r").exists()
 
 
@@ -207,6 +214,27 @@ def test_overwrite_remakes_the_run(
         json.loads(done.stdout)["sae"]["fve"]
         != json.loads((finished / "summary.json").read_text())["sae"]["fve"]
     )
+
+
+def test_a_killed_overwrite_is_not_mistaken_for_the_old_run(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    words = small(tiny_model, tiny_corpus, tmp_path / "r")
+    assert mechlab(*words).returncode == 0
+    other = [*words, "--seed", "7", "--overwrite"]
+    child = subprocess.Popen([sys.executable, "-m", "mechlab", *other], stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.startswith("mechlab: train "):  # the old store is gone by now
+            break
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    again = mechlab(*words)
+    assert again.returncode == 2
+    assert "another seed: 7, not 0" in again.stderr
+    assert not (tmp_path / "r" / "summary.json").exists()
+    done = mechlab(*other)
+    assert done.returncode == 0, done.stderr
 
 
 def numbers(summary: dict) -> dict:

@@ -122,6 +122,7 @@ def test_bundled_corpus() -> None:
         ("a.txt", b"caf\xe9 au lait\n", "corpus is not UTF-8: .*byte 3"),
         ("a.jsonl", b'{"text": "caf\xe9"}\n', "corpus is not UTF-8"),
         ("a.parquet", b"not parquet", "not a parquet file"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "row is not valid text: .*line 1"),
         ("a.csv", b"text\nhello\n", "format is not known"),
     ],
 )
@@ -132,6 +133,15 @@ def test_bad_corpora(tmp_path: Path, name: str, content: bytes | None, message: 
     with pytest.raises(MechlabError, match=message) as caught:
         open_corpus(file)
     assert "\n" not in str(caught.value)
+
+
+def test_directories_that_look_like_files_are_entered(tmp_path: Path) -> None:
+    (tmp_path / "part.jsonl").mkdir()
+    (tmp_path / "part.jsonl" / "0.jsonl").write_text('{"text": "one"}\n')
+    corpus = open_corpus(tmp_path)
+    assert [d.text for split in SPLITS for d in corpus.documents(split)] == ["one"]
+    with pytest.raises(MechlabError, match="corpus has no name"):
+        open_corpus("")
 
 
 def test_corpus_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,30 @@ def test_directory_without_model_or_tokenizer_and_unknown_architecture(
         load_model(bare)
 
 
+def test_missing_weights_are_refused_not_made_up(tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    weights = load_file(copy / "model.safetensors")
+    weights.pop("transformer.h.0.mlp.c_fc.weight")
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MechlabError, match=r"are missing or of another shape: .*h\.0\.mlp\.c_fc\.weight"):
+        load_model(copy)
+    (copy / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(MechlabError, match="cannot be loaded"):
+        load_model(copy)
+
+
+def test_fingerprint_does_not_depend_on_what_was_encoded_before(tiny_model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    state = json.loads((copy / "tokenizer.json").read_text())
+    state["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    (copy / "tokenizer.json").write_text(json.dumps(state))
+    fresh, used = load_model(copy), load_model(copy)
+    used.tokens("the cat sat on a mat")
+    assert fresh.fingerprint == used.fingerprint
+
+
 def test_site_names_offer_near_ones(tiny_model: Path) -> None:
     with pytest.raises(
         MechlabError, match=r"no site: blocks\.1\.hook_resid_pst .*did you mean blocks\.1\.hook_resid_post"

@@ -62,6 +62,10 @@ def activations(subject: Subject, texts: str | Sequence[str], sites: str | Seque
         raise MechlabError("no texts were given", None, "pass at least one")
     rows = [subject.tokens(text) for text in texts]
     width = max(len(row) for row in rows)
+    if min(len(row) for row in rows) == 0:
+        raise MechlabError(
+            "text has no tokens", repr(texts[[len(row) for row in rows].index(0)]), "pass some text"
+        )
     if width > subject.n_ctx:
         raise MechlabError(
             "text is longer than the model's context", f"{width} tokens", f"at most {subject.n_ctx}"
@@ -93,12 +97,21 @@ def read_sites(
     """Run the model on a right-padded batch and return the wanted sites, heads flattened.
 
     The forward stops after the last wanted site. Values at padded positions are meaningless.
+    Raises MechlabError for a token that the model has no embedding for.
     """
+    rows = subject.module.get_input_embeddings().num_embeddings
+    if int(tokens.max()) >= rows:
+        raise MechlabError(
+            "token has no embedding",
+            f"{int(tokens.max())} of {rows}",
+            "use the tokenizer the model was trained with",
+        )
     with reading(subject, sites) as found, contextlib.suppress(_Stop):
         # Padding stands on the right of a causal model, so no real position can see it and no
         # mask is needed; passing one would cost the attention kernel its fast path.
         subject.module(tokens.to(subject.device), use_cache=False)
-    return found
+    # Learned positions are the same for every row, and GPT-2 computes them once.
+    return {name: value.expand(len(tokens), *value.shape[1:]) for name, value in found.items()}
 
 
 @contextlib.contextmanager

@@ -29,7 +29,9 @@ def parse(kind: type[Config], words: Sequence[str], program: str) -> Config:
 
     Raises MechlabError for unknown flags or keys and for values of the wrong type.
     """
-    words = list(words)
+    words = [
+        part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
     defaults = kind()
     if "--config" in words:
         at = words.index("--config")

@@ -45,7 +45,8 @@ class Corpus:
 
     Attributes:
         name: what it was opened by.
-        fingerprint: SHA-256 that changes when the documents do.
+        fingerprint: SHA-256 that changes when local documents do; of a hub dataset, its name,
+            version and column.
         files: local files it reads, in order; empty for the bundled and the hub's corpora.
         column: field that holds the text.
     """
@@ -114,6 +115,10 @@ def open_corpus(source: str | Path = BUNDLED, *, column: str = "text") -> Corpus
 
         sample = [d.text for d in itertools.islice(fable.documents("train"), 20)]
         return Corpus(name, fingerprint({"corpus": name, "sample": sample}))
+    if not name.strip():
+        raise MechlabError("corpus has no name", repr(name), "check --data")
+    if path.exists() and not os.access(path, os.R_OK):
+        raise MechlabError("corpus cannot be read", name, "check its permissions")
     if not path.exists():
         if path.suffix in _SUFFIXES or path.is_absolute() or name.startswith("."):
             around = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -121,7 +126,11 @@ def open_corpus(source: str | Path = BUNDLED, *, column: str = "text") -> Corpus
                 "corpus does not exist", name, near(name, around) if around else "check --data"
             )
         return _open_hub(name, column)
-    files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES) if path.is_dir() else [path]
+    files = (
+        sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+        if path.is_dir()
+        else [path]
+    )
     if not files or any(f.suffix not in _SUFFIXES for f in files):
         raise MechlabError("corpus format is not known", name, f"use {', '.join(_SUFFIXES)} files")
     if next(_file_rows(tuple(files), column), None) is None:
@@ -201,6 +210,8 @@ def _file_rows(files: tuple[Path, ...], column: str) -> Iterator[str]:
                 yield from _json_rows(file, column)
             else:
                 yield from _parquet_rows(file, column)
+        except OSError as error:
+            raise MechlabError("corpus cannot be read", f"{file}: {error.strerror}", "check --data") from None
         except UnicodeDecodeError as error:
             raise MechlabError(
                 "corpus is not UTF-8", f"{file}, byte {error.start}", "convert it to UTF-8"
@@ -235,6 +246,10 @@ def _json_rows(file: Path, column: str) -> Iterator[str]:
                 columns = list(row) if isinstance(row, dict) else []
                 raise MechlabError(
                     f"corpus has no text column {column!r}", f"{file}, line {number}", near(column, columns)
+                )
+            if any("\ud800" <= character <= "\udfff" for character in row[column]):
+                raise MechlabError(
+                    "corpus row is not valid text", f"{file}, line {number}", "repair the line"
                 )
             yield row[column]
 

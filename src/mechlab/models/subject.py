@@ -6,6 +6,8 @@ import contextlib
 import copy
 import functools
 import hashlib
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -14,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mechlab.data.corpus import hub_is_offline
@@ -130,7 +133,11 @@ class Subject:
         for key in ("_name_or_path", "transformers_version"):
             config.pop(key, None)
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        vocabulary = backend.to_str() if backend is not None else self.tokenizer.get_vocab()
+        vocabulary = self.tokenizer.get_vocab()
+        if backend is not None:
+            # Whoever encoded last may have set truncation and padding.
+            state = json.loads(backend.to_str())
+            vocabulary = {key: part for key, part in state.items() if key not in ("truncation", "padding")}
         return fingerprint(
             {
                 "weights": weights.hexdigest(),
@@ -211,8 +218,19 @@ def load_model(
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer = _load_tokenizer(AutoTokenizer, source, str(name), options)
         with _quiet():
-            module = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=kind, device_map=device_map, **options, **extra
+            module, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=kind,
+                device_map=device_map,
+                output_loading_info=True,
+                **options,
+                **extra,
+            )
+        absent = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        if absent:  # transformers would fill them at random
+            raise MechlabError(
+                f"weights of {name} are missing or of another shape", absent[0], "check the checkpoint"
             )
     if device_map is None and quantisation is None:
         module = module.to(place)
@@ -251,6 +269,8 @@ def _source(name: str) -> str:
     if name == BUNDLED:
         return str(bundled_path())
     path = Path(name).expanduser()
+    if not name or not os.access(path if path.exists() else ".", os.R_OK):
+        raise MechlabError("model cannot be read", repr(name), "check --model")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise MechlabError("directory holds no model (config.json is missing)", name, "check --model")
@@ -270,7 +290,7 @@ def _loading_errors(name: str, local: bool) -> Any:
         raise
     except ImportError as error:
         raise MechlabError(f"model {name} needs a package that is missing", error, "install it") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         causes = [type(e).__name__ for e in (error, error.__cause__, error.__context__) if e is not None]
         if any(c in ("GatedRepoError",) for c in causes):
             raise MechlabError(

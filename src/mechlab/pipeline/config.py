@@ -37,9 +37,9 @@ class RunConfig(Settings):
     n_ctx: int | None = None
     """Context length in tokens, BOS included; the model's own, at most 512, by default."""
     d_sae: int | None = None
-    """Number of latents; about 8 times the model's width by default."""
+    """Number of latents; by default the power of two from 8 times the site's width on, at least 1,024."""
     k: int | None = None
-    """Active latents per token; an eighth of the model's width, between 8 and 32, by default."""
+    """Active latents per token; by default 16 at sites up to 256 wide, else 32."""
     seed: int = 0
     """The one seed of the run."""
     device: str = "auto"

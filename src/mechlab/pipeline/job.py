@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from mechlab.features.windows import WIDTH
 from mechlab.files import canonical_json, fingerprint, write_atomic
 from mechlab.models.subject import Subject, load_model
 from mechlab.pipeline.config import RunConfig
+from mechlab.pipeline.summary import summarise
 from mechlab.sae.dictionary import Dictionary, default_config, encode_store, train_sae
 from mechlab.sae.evaluate import Evaluation, evaluate
 from mechlab.sae.topk import TopK
@@ -46,6 +48,9 @@ from mechlab.settings import changed
 
 KIND = "run"
 SUMMARY, PAGE = "summary.json", "dashboard.html"
+# Windows that explanations are scored on have at least so many tokens.
+FEWEST_TOKENS = 4
+MOST_LATENTS = 2**22
 # Rows to train on when the user names no number.
 TRAIN_TOKENS = 1_500_000
 # Rows of the training store that explanations are learnt from.
@@ -107,6 +112,8 @@ def run(config: RunConfig | None = None, *, progress: Progress | None = None, **
     ) as writer:
         if writer.finished is None:
             job.check()
+            # Stages are replaced one by one; an older run must not vouch for them meanwhile.
+            writer.withdraw()
             job.run(writer)
         assert writer.finished is not None
         return Run(config.out, json.loads(writer.finished.file(SUMMARY).read_text()))
@@ -135,7 +142,20 @@ class _Job:
             value = getattr(self.config, name)
             if value is not None and value < 1:
                 raise MechlabError(f"{name} must be positive", value, "ask for at least 1")
+        if not 0 <= self.config.seed < 2**32:
+            raise MechlabError("seed is out of range", self.config.seed, "between 0 and 4294967295")
         check_context(self.subject, self.n_ctx)
+        room = self.n_ctx - (self.subject.bos is not None)
+        if room < FEWEST_TOKENS:
+            raise MechlabError("contexts are too short to explain", self.n_ctx, "raise --n-ctx")
+        if self.config.tokens < self.training.batch_size:
+            raise MechlabError(
+                "tokens are fewer than one training batch",
+                self.config.tokens,
+                f"at least {self.training.batch_size}",
+            )
+        if self.training.d_sae > MOST_LATENTS:
+            raise MechlabError("d_sae is out of range", self.training.d_sae, f"at most {MOST_LATENTS}")
         TopK(1, self.training.d_sae, self.training.k)
         if self.config.task != "none":
             require_task(self.subject, self._task("validation"))
@@ -155,12 +175,17 @@ class _Job:
         with self._timed("evaluate", ledger):
             evaluation = self._evaluate(dictionary)
         with self._timed("circuit", ledger):
-            circuit = None if self.config.task == "none" else self._circuit()
+            if self.config.task == "none":
+                circuit = None
+                shutil.rmtree(self.config.out / "circuit", ignore_errors=True)  # of an overwritten run
+            else:
+                circuit = self._circuit()
         with self._timed("explain", ledger):
             index, explanations = self._explain(dictionary, store)
         with self._timed("score", ledger):
             detection = self._score(dictionary, heldout, explanations)
-        summary = self._summary(store, dictionary, evaluation, circuit, explanations, detection)
+        summary = summarise(store, dictionary, evaluation, circuit, explanations, detection)
+        summary = {"model": self.config.model, **summary, "dashboard": str(self.config.out / PAGE)}
         with self._timed("page", ledger):
             page = run_page(
                 model=self.config.model,
@@ -282,48 +307,6 @@ class _Job:
         )
         return DetectionResult.from_dict(fields)
 
-    def _summary(
-        self,
-        store: Store,
-        dictionary: Dictionary,
-        evaluation: Evaluation,
-        circuit: Circuit | None,
-        explanations: Explanations,
-        detection: DetectionResult,
-    ) -> dict[str, Any]:
-        total = detection.total
-        return {
-            "model": self.config.model,
-            "site": self.site,
-            "tokens": store.n_rows,
-            "sae": {
-                "d_sae": dictionary.sae.d_sae,
-                "k": dictionary.sae.k,
-                "l0": evaluation.l0.value,
-                "fve": evaluation.fve.value,
-                "ce_recovered": evaluation.ce_recovered.value,
-                "ce_recovered_zero": evaluation.ce_recovered_zero.value,
-                "dead": evaluation.dead,
-            },
-            "circuit": None
-            if circuit is None
-            else {
-                "task": circuit.task,
-                "method": circuit.method,
-                "n_edges": circuit.n_edges,
-                "faithfulness": circuit.faithfulness.value,
-                "faithfulness_null": circuit.faithfulness.null and circuit.faithfulness.null.value,
-            },
-            "features": {
-                "explained": len(explanations.rules),
-                "scored": len(detection.scores),
-                "detection_mean": total and total.value,
-                "detection_interval": total and [total.low, total.high],
-                "detection_null": total and total.null and total.null.value,
-            },
-            "dashboard": str(self.config.out / PAGE),
-        }
-
     def _task(self, split: str) -> Task:
         return make_task(
             self.config.task, self.subject.tokenizer, n=PROMPTS, seed=self.config.seed, split=split
@@ -374,10 +357,10 @@ def _corpus(config: RunConfig) -> Corpus:
             "--data is missing",
             "pass a file, a directory or a hub dataset",
         )
-    return open_corpus(config.data or BUNDLED, column=config.column)
+    return open_corpus(BUNDLED if config.data is None else config.data, column=config.column)
 
 
 def _window(rows: Rows) -> int:
     """Tokens per scored window: 32, or fewer where a quarter of the contexts are shorter."""
     _, lengths = np.unique(rows.context, return_counts=True)
-    return int(np.clip(np.quantile(lengths, 0.25), 4, WIDTH))
+    return int(np.clip(np.quantile(lengths, 0.25), FEWEST_TOKENS, WIDTH))

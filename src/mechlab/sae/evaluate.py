@@ -90,7 +90,7 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate a dictionary inside its model on whole documents of a held-out split.
+    """Evaluate a dictionary inside its model on documents of a held-out split.
 
     Args:
         tokens: stop after about this many tokens (BOS not counted).
@@ -188,12 +188,13 @@ def _batch_sums(
         place.sum(1),
         l0.sum(1),
         ((x - made) ** 2).sum(-1).masked_fill(~place, 0).sum(1),
-        (x**2).sum(-1).masked_fill(~place, 0).sum(1),
+        # In double precision: the variance is a small difference when the mean is large.
+        (x.double() ** 2).sum(-1).masked_fill(~place, 0).sum(1),
         counted.sum(1),
         *losses,
     ]
     head = torch.stack([column.to("cpu", torch.float64) for column in columns], dim=1)
-    total = x.masked_fill(~place[..., None], 0).sum(1).to("cpu", torch.float64)
+    total = x.double().masked_fill(~place[..., None], 0).sum(1).cpu()
     return list(torch.cat([head, total], dim=1).numpy())
 
 

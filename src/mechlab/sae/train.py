@@ -87,6 +87,10 @@ def train(
     mean = activations.mean(0)
     scale = math.sqrt(d_in) / float(activations.norm(dim=-1).mean())
     variance = float(activations.var(0).sum()) * scale**2
+    if variance == 0:
+        raise MechlabError(
+            "activations do not vary", f"{n} equal rows", "use another site or a richer corpus"
+        )
     sae = TopK(d_in, config.d_sae, config.k)
     sae.initialise(mean * scale, generator)
     sae.to(device)
@@ -213,9 +217,7 @@ def _load(
     for name, parameter in sae.named_parameters():
         prefix = f"adam.{name}."
         optimiser.state[parameter] = {
-            key[len(prefix) :]: value if key.endswith(".step") else value.to(device)
-            for key, value in tensors.items()
-            if key.startswith(prefix)
+            key[len(prefix) :]: value.to(device) for key, value in tensors.items() if key.startswith(prefix)
         }
     metrics.extend(dict(zip(METRICS, row, strict=True)) for row in tensors["metrics"].tolist())
     return int(tensors["step"]), tensors["since_fired"].to(device)
