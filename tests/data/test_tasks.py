@@ -154,32 +154,39 @@ def _occurring(prompts: list[str], text: str) -> int:
     return sum(prompt in text for prompt in prompts)
 
 
+def _answered(tokenizer: Any, name: str, split: str, n: int) -> list[str]:
+    """Prompts with their answers, as text: a closing mark has no space before it."""
+    return [
+        prompt + (answer if answer in lex.PUNCTUATION else f" {answer}")
+        for task in make_task_lengths(name, tokenizer, n=n, split=split)
+        for prompt, answer in zip(task.prompts, words(tokenizer, task.answers), strict=True)
+    ]
+
+
 def test_test_prompts_never_occur_in_training_text(tokenizer: Any) -> None:
     """Prompts on training combinations do turn up in as much text, so the search can fail."""
-    text = "\n".join(doc.text for doc in fable.documents("train", count=1500))
-    found = 0
+    text = "\n".join(doc.text for doc in fable.documents("train", count=2000))
+    found = {}
     for name in task_names():
-        tasks = {split: make_task_lengths(name, tokenizer, n=30, split=split) for split in ("train", "test")}
-        answered = {
-            split: [
-                f"{prompt} {answer}"
-                for task in rows
-                for prompt, answer in zip(task.prompts, words(tokenizer, task.answers), strict=True)
-            ]
-            for split, rows in tasks.items()
-        }
-        assert _occurring(answered["test"], text) == 0, name
-        found += _occurring(answered["train"], text)
-    assert found > 20
+        assert _occurring(_answered(tokenizer, name, "test", 30), text) == 0, name
+        # An adjective and a noun in quotation marks meet seldom: closing needs more prompts.
+        more = 400 if name == "closing" else 30
+        found[name] = _occurring(_answered(tokenizer, name, "train", more), text)
+    assert found["closing"] > 0
+    assert sum(found.values()) > 20
 
 
-def test_splits_of_a_task_share_no_prompt(tokenizer: Any) -> None:
-    for name in task_names():
-        seen: set[str] = set()
-        for split in ("train", "validation", "test"):
-            prompts = set(make_task(name, tokenizer, n=32, split=split).prompts)
-            assert not prompts & seen, name
-            seen |= prompts
+@pytest.mark.parametrize("name", task_names())
+def test_held_out_splits_share_no_prompt_on_either_side(tokenizer: Any, name: str) -> None:
+    sides: dict[str, set[str]] = {}
+    clean: dict[str, set[str]] = {}
+    for split in ("train", "validation", "test"):
+        tasks = [make_task(name, tokenizer, n=128, seed=seed, split=split) for seed in range(2)]
+        clean[split] = {prompt for task in tasks for prompt in task.prompts}
+        sides[split] = clean[split] | {prompt for task in tasks for prompt in task.corrupt_prompts}
+        assert min(map(len, tasks)) >= 8
+    assert not sides["validation"] & sides["test"]
+    assert not clean["train"] & (clean["validation"] | clean["test"])
 
 
 @pytest.mark.parametrize("name", ["ioi", "successor", "agreement", "closing", "greater_than", "pronouns"])

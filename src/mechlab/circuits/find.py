@@ -172,7 +172,8 @@ def _check(task_train: Task, task_test: Task, target: float) -> None:
             f"{task_train.name} and {task_test.name}",
             "make both with the same name",
         )
-    shared = set(task_train.prompts) & set(task_test.prompts)
+    selection, held_out = ({*task.prompts, *task.corrupt_prompts} for task in (task_train, task_test))
+    shared = selection & held_out
     if shared:
         raise MechlabError(
             "prompts are in both the selection and the held-out set",

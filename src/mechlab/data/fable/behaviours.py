@@ -7,9 +7,13 @@ lines, so prompts and training text never drift apart.
 
 Held-out combinations: the pair of names (indirect objects), the name and template
 (pronouns), event and year (greater-than), kind, start and template (successors), the
-entity, relation and template (facts), adjacent words (induction), subject and
-distractor (agreement), adjective, noun and template (closing), adjective and noun
-(translation).
+entity, relation and template (facts), words adjacent within its lists (induction; elsewhere
+the two words may well meet), subject and distractor (agreement), adjective, noun and
+template (closing), adjective and noun (translation).
+
+Validation and test prompts have nothing in common on the corrupt side either: the corrupt
+word comes from a combination of the same share, or, where it comes from anywhere, another
+word that both prompts hold (the name of successors, the century of greater-than) differs.
 """
 
 from __future__ import annotations
@@ -89,13 +93,22 @@ def greater_than(rng: Random, part: str) -> Example:
         if share("greater", event, str(year)) == part:
             break
     pattern = choice(rng, _GREATER)
-    century = f"{int(11 + rng.random() * 9):02d}"
+    centuries = _CENTURIES if part == "train" else _held_out_centuries(event, part)
+    century = choice(rng, centuries)
     answer = f"{int(year + 1 + rng.random() * (99 - year)):02d}"
     slots = pattern.fill(
         rng,
         {"event": event, "Century": century, "Century2": century, "Year": f"{year:02d}", "answer": answer},
     )
     return Example(pattern, slots, {"Year": "01"}, f"{int(rng.random() * (year + 1)):02d}")
+
+
+_CENTURIES = tuple(str(century) for century in range(11, 20))
+
+
+def _held_out_centuries(event: str, part: str) -> tuple[str, ...]:
+    """Every second century: the corrupt prompt's year is always 01, so the century tells shares apart."""
+    return _CENTURIES[(lex.EVENTS.index(event) + (part == "test")) % 2 :: 2]
 
 
 _RANDOM_WORDS = tuple(
@@ -223,7 +236,11 @@ def successor(rng: Random, part: str) -> Example:
             break
     pattern = _SUCCESSOR[index]
     run = [items[(start + step) % len(items)] for step in range(4)]
-    slots = pattern.fill(rng, {"X1": run[0], "X2": run[1], "X3": run[2], "answer": run[3]})
+    given = {"X1": run[0], "X2": run[1], "X3": run[2], "answer": run[3]}
+    if part != "train":
+        # Half of the names each: the corrupt items may be any, so the name tells shares apart.
+        given["name"] = choice(rng, lex.NAMES[part == "test" :: 2])
+    slots = pattern.fill(rng, given)
     changes = {f"X{step + 1}": items[(other + step) % len(items)] for step in range(3)}
     return Example(pattern, slots, changes, items[(other + 3) % len(items)])
 
@@ -291,7 +308,7 @@ def facts(rng: Random, part: str) -> Example:
     while True:
         other = choice(rng, lex.KNOWN_ENTITIES)
         wrong = fact_object(other, relation)
-        if wrong != answer:
+        if wrong != answer and (part == "train" or fact_share(other, relation, index) == part):
             break
     pattern = (_FACTS_UNKNOWN if answer == UNKNOWN else _FACTS_KNOWN)[relation][index]
     slots = pattern.fill(rng, {"Entity": entity, "answer": answer})

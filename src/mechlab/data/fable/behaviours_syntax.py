@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from random import Random
 
 from mechlab.data.fable import behaviours as first
@@ -35,22 +36,35 @@ _PRONOUNS = templates(
     .replace("{her}", "{her:bound_pronoun}")
 )
 _POSSESSIVE_FROM = 14
+# "{Name} said that", "{Name} found", "{Name} forgot": other sentences begin so too.
+_COMMON = (1, 14, 15)
 
 
 def pronouns(rng: Random, part: str) -> Example:
     """Gendered pronouns after a name. Corrupt: a name of the other gender."""
     while True:
         name, index = choice(rng, lex.NAMES), int(rng.random() * len(_PRONOUNS))
-        if share("pronouns", name, str(index)) == part:
+        female = name in _FEMALE
+        if share("pronouns", name, str(index)) == part and (others := _other_names(female, index, part)):
             break
-    female = name in _FEMALE
-    other = choice(rng, lex.MALE_NAMES if female else lex.FEMALE_NAMES)
+    other = choice(rng, others)
     she, he, her, his = ("she", "he", "her", "his") if female else ("he", "she", "his", "her")
     answer, wrong = (her, his) if index >= _POSSESSIVE_FROM else (she, he)
     pattern = _PRONOUNS[index]
     given = {"Name": name, "answer": answer, "she": she, "her": her}
     given = {slot: word for slot, word in given.items() if slot in pattern.slots}
     return Example(pattern, pattern.fill(rng, given), {"Name": other}, wrong)
+
+
+@cache
+def _other_names(female: bool, index: int, part: str) -> tuple[str, ...]:
+    """Names for the corrupt prompt; none where the template is not for this share."""
+    names = lex.MALE_NAMES if female else lex.FEMALE_NAMES
+    if part == "train":
+        return names
+    if index in _COMMON:
+        return ()
+    return tuple(name for name in names if share("pronouns", name, str(index)) == part)
 
 
 _FEMALE = frozenset(lex.FEMALE_NAMES)
@@ -173,11 +187,12 @@ def translation(rng: Random, part: str) -> Example:
     words = {"adj": adjective, "noun": noun}
     words |= {"verb": choice(rng, lex.PRESENT_SINGULAR), "place": choice(rng, lex.TAVI_PLACES)}
     index = int(rng.random() * len(_FRAMES))
-    asked = "noun" if rng.random() < 0.5 else "verb"
+    nouns = _other_nouns(adjective, noun, part)
+    asked = "noun" if rng.random() < 0.5 and nouns else "verb"
     pattern = _TRANSLATION[index, asked]
     to_tavi = _FRAMES[index][1].startswith("the")
-    pool = lex.ANIMALS if asked == "noun" else lex.PRESENT_SINGULAR
-    other = choice(rng, tuple(word for word in pool if word != words[asked]))
+    verbs = tuple(word for word in lex.PRESENT_SINGULAR if word != words["verb"])
+    other = choice(rng, nouns if asked == "noun" else verbs)
 
     def shown(word: str, tavi: bool) -> str:
         return lex.TAVI[word] if tavi else word
@@ -187,6 +202,16 @@ def translation(rng: Random, part: str) -> Example:
     slots["answer"] = shown(words[asked], to_tavi)
     slots = pattern.fill(rng, {name: word for name, word in slots.items() if name in pattern.slots})
     return Example(pattern, slots, {_ROLE[asked]: shown(other, not to_tavi)}, shown(other, to_tavi))
+
+
+@cache
+def _other_nouns(adjective: str, noun: str, part: str) -> tuple[str, ...]:
+    """Nouns for the corrupt prompt; may be none outside training."""
+    return tuple(
+        word
+        for word in lex.ANIMALS
+        if word != noun and part in ("train", share("translation", adjective, word))
+    )
 
 
 Behaviour = Callable[[Random, str], Example]
