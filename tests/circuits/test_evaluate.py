@@ -79,7 +79,8 @@ def test_removing_all_edges_of_a_node_is_noising_it(architecture, random_module,
 def test_edges_on_no_path_change_nothing(architecture, random_module, random_task) -> None:
     forward, task = DecomposedForward(random_module(architecture, 2)), random_task(2)
     graph = Graph(forward.shape)
-    masks = random_circuits(graph, graph.n_edges // 8, 6, seed=2)
+    draws = torch.rand(6, *graph.real.shape, generator=torch.Generator().manual_seed(2))
+    masks = graph.real & (draws < 1 / 8)
     pruned = torch.stack([graph.connected(mask) for mask in masks])
     assert pruned.sum() < masks.sum()
     torch.testing.assert_close(
@@ -109,11 +110,15 @@ def test_faithfulness_is_a_ratio_of_means(random_module, random_task) -> None:
     assert faithfulness(forward, task, mask[0], controls=2).value == pytest.approx(expected, rel=1e-4)
 
 
-def test_random_circuits() -> None:
-    graph = Graph(Shape(3, 4, 2, parallel=True))
+@pytest.mark.parametrize("shape", [Shape(3, 4, 2, parallel=True), Shape(4, 4, 4, parallel=False)])
+def test_random_circuits(shape) -> None:
+    graph = Graph(shape)
     masks = random_circuits(graph, 20, 5, seed=1)
-    assert masks.sum((1, 2)).tolist() == [20] * 5
-    assert not (masks & ~graph.real).any()
+    for mask in masks:
+        assert mask.sum() >= 20
+        assert torch.equal(graph.connected(mask), mask)
+    for wanted, sizes in ((0, [0, 0]), (graph.n_edges, [graph.n_edges] * 2)):
+        assert random_circuits(graph, wanted, 2).sum((1, 2)).tolist() == sizes
     assert torch.equal(masks, random_circuits(graph, 20, 5, seed=1))
     assert not torch.equal(masks, random_circuits(graph, 20, 5, seed=2))
 

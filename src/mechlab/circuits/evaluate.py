@@ -9,9 +9,12 @@ copy of the stream before its norm:
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from functools import partial
+
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechlab import scores
@@ -71,14 +74,33 @@ def run_circuits(
 def random_circuits(
     graph: Graph, n_edges: int, n_circuits: int, seed: int = 0
 ) -> Bool[Tensor, "circuit n_sources n_readers"]:
-    """Circuits of ``n_edges`` edges drawn uniformly from the model's edges without replacement."""
+    """Random circuits of at least ``n_edges`` edges, every one of them on a path.
+
+    A found circuit holds only edges between "embed" and the logits; edges drawn at random mostly
+    lie on no such path and do nothing. So the model's edges are put in a random order and the
+    fewest of them taken whose connected part has ``n_edges`` edges: that part is the circuit.
+    """
     generator = torch.Generator().manual_seed(seed)
     edges = graph.real.nonzero()
     masks = torch.zeros(n_circuits, *graph.real.shape, dtype=torch.bool)
     for mask in masks:
-        rows, columns = edges[torch.randperm(len(edges), generator=generator)[:n_edges]].T
-        mask[rows, columns] = True
+        order = edges[torch.randperm(len(edges), generator=generator)]
+        # More edges never disconnect any: the size grows with the prefix, so halving finds it.
+        prefixes = range(len(edges))
+        first = bisect_left(prefixes, n_edges, key=partial(_connected_size, graph, order))
+        mask |= graph.connected(_prefix(graph, order, first))
     return masks
+
+
+def _connected_size(graph: Graph, order: Int[Tensor, "edge 2"], count: int) -> int:
+    return int(graph.connected(_prefix(graph, order, count)).sum())
+
+
+def _prefix(graph: Graph, order: Int[Tensor, "edge 2"], count: int) -> Bool[Tensor, "n_sources n_readers"]:
+    mask = torch.zeros_like(graph.real)
+    rows, columns = order[:count].T
+    mask[rows, columns] = True
+    return mask
 
 
 def faithfulness(
@@ -95,8 +117,8 @@ def faithfulness(
 
     A ratio of means over prompts (a mean of ratios explodes where one prompt's gap is near
     zero; Miller et al. 2024), with a bootstrap interval over prompts. It can exceed 1. The
-    null is the same ratio for ``controls`` random circuits of as many edges, with an interval
-    over circuits; no theory says what it should be, but sparse random circuits lie near 0.
+    null is the same ratio for ``controls`` random connected circuits of at least as many edges
+    (see ``random_circuits``), with an interval over circuits; no theory says what it should be.
     """
     mask = mask.cpu()
     graph = Graph(forward.shape)

@@ -4,8 +4,8 @@
 2. For a grid of sizes n, take the n edges of largest |score|, drop those on no path from
    "embed" to the logits, and measure the faithfulness of the rest on the selection prompts.
 3. Keep the smallest size that reaches the target.
-4. Report its faithfulness on held-out prompts next to random circuits of as many edges, and
-   patch the highest-ranked heads exactly.
+4. Report its faithfulness on held-out prompts next to random connected circuits of at least as
+   many edges, and patch the highest-ranked heads exactly.
 """
 
 from __future__ import annotations
