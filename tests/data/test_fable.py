@@ -354,3 +354,8 @@ def test_training_rows_are_the_documents() -> None:
     story = next(doc for doc in fable.documents("train") if doc.kind == "story")
     joined = [int(i) for index, row in short if index == story.id for i in row if i not in (bos, pad)]
     assert joined == [fable.TOKEN_ID[t] for t in story.tokens]
+
+
+def test_rows_narrower_than_a_sentence_are_cut() -> None:
+    rows = [row for _, row in itertools.islice(fable.token_rows("train", 16, shorten=True), 300)]
+    assert all(row.shape == (16,) and row[0] == fable.TOKEN_ID["<bos>"] for row in rows)

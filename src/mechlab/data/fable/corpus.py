@@ -134,8 +134,8 @@ def token_rows(
         width: tokens per row, ``<bos>`` included; a row ends in ``<pad>`` where text is short.
         seed: the corpus.
         start: the first document.
-        shorten: split documents between sentences into rows of ``width``; otherwise one document
-            is one row and ``width`` must be at least 128.
+        shorten: split documents between sentences into rows of ``width``, the end of a longer
+            sentence left out; otherwise one document is one row and ``width`` must be at least 128.
 
     Yields:
         The document's number and one row, int64, that begins with ``<bos>``.
@@ -151,7 +151,7 @@ def token_rows(
                 yield index, _padded(row, width)
                 row = [bos]
             row += fresh
-        yield index, _padded(row[:width], width)
+        yield index, _padded(row, width)
 
 
 def labelled(kind: str, split: str, *, seed: int = 0, count: int = 100) -> Iterator[tuple[str, str]]:
@@ -182,8 +182,9 @@ def labelled(kind: str, split: str, *, seed: int = 0, count: int = 100) -> Itera
 
 
 def _padded(row: list[int], width: int) -> Int[np.ndarray, "width"]:
+    """The row at exactly ``width``: filled up, or cut where one sentence is longer."""
     padded = np.full(width, lex.TOKEN_ID["<pad>"], dtype=np.int64)
-    padded[: len(row)] = row
+    padded[: len(row)] = row[:width]
     return padded
 
 
