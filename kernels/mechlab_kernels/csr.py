@@ -7,8 +7,9 @@ result lists each feature's active rows next to one another:
     feature f is active on row[indptr[f] : indptr[f + 1]], with value[indptr[f] : indptr[f + 1]]
 
 ordered by row (and by slot, should a row name a feature twice). The build is a counting
-sort: count per feature, cumulate into ``indptr``, place. O(rows · k + features) time,
-no temporary larger than ``indptr``.
+sort: count per feature, cumulate into ``indptr``, place. O(rows · k + features) time.
+The only temporaries are a copy of ``indptr`` and, where they are not contiguous float32 and
+int32 already, converted copies of the two inputs.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ def build_csr(
         n_features: width of the dictionary.
 
     Returns ``(indptr int64 [n_features + 1], row int32 [entry], value float32 [entry])``.
-    Raises ValueError when an active slot names a feature outside the dictionary.
+    Raises ValueError when the two arrays are not of one two-dimensional shape, or an active slot
+    names a feature outside the dictionary.
     """
+    # Compiled code checks no bounds: a difference in shape would read past the end.
+    if values.ndim != 2 or values.shape != indices.shape:
+        raise ValueError(f"values and indices differ in shape: {values.shape} and {indices.shape}")
     indptr, row, value = _count_and_place(
         np.ascontiguousarray(values, dtype=np.float32), _as_int32(indices), n_features
     )
@@ -58,8 +63,9 @@ def build_csr_reference(
 
 
 def _as_int32(indices: Int[np.ndarray, "row k"]) -> Int[np.ndarray, "row k"]:
-    # Features past 2**31 would wrap around and look valid; no dictionary is that wide.
-    if indices.dtype.itemsize > 4 and indices.size and int(indices.max()) > np.iinfo(np.int32).max:
+    # Numbers outside 32 bits would wrap around and look valid; no dictionary is that wide.
+    bounds = np.iinfo(np.int32)
+    if indices.size and not (bounds.min <= int(indices.min()) and int(indices.max()) <= bounds.max):
         raise ValueError("feature numbers must fit in 32 bits")
     return np.ascontiguousarray(indices, dtype=np.int32)
 

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from jaxtyping import config
 
 from mechlab.errors import MechlabError
 from mechlab.features.explain import Explanations, best_f1, best_threshold, explain_features
@@ -55,6 +56,21 @@ def test_sentence_names_the_tokens(explained):
     assert explained.sentences[AFTER].startswith("fires after ' t80' (")
     long = TokenRule("token", tuple((ANY, t) for t in range(10)), (1.0,) * 10).sentence(str)
     assert "and 2 more" in long
+
+
+def test_rows_with_features_for_other_activations_are_refused(monkeypatch):
+    # The checks of array types are the tests' own: users run without them.
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    one = np.zeros(3, np.int64)
+    with pytest.raises(MechlabError, match=r"differ in shape: \(3, 2\) and \(3, 1\)"):
+        Rows(one, one, one, one, np.ones((3, 2), np.float32), np.zeros((3, 1), np.int64), 4)
+
+
+def test_sentence_keeps_tokens_with_a_per_cent_sign():
+    rule = TokenRule("token", ((ANY, 0), (ANY, 1)), (2.0, 1.0), share=0.92, precision=0.5)
+    assert rule.sentence(["%", "100%"].__getitem__) == (
+        "fires on '%', '100%' (92 % of its activation; active on 50 % of these)"
+    )
 
 
 def test_prediction_is_the_mean_table(planted, explained):

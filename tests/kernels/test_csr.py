@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config
 
 from mechlab_kernels.csr import build_csr, build_csr_reference
 
@@ -69,14 +70,24 @@ def test_blocks_of_rows_add_up():
     assert np.array_equal(row, np.concatenate(joined))
 
 
-@pytest.mark.parametrize("bad", [-1, 5, 2**31 + 1])
+@pytest.mark.parametrize("bad", [-1, 5, 2**31 + 1, -(2**32), 1 - 2**32])
 def test_feature_outside_the_dictionary_is_refused(bad):
     values, indices = np.ones((2, 1), np.float32), np.array([[0], [bad]])
     with pytest.raises(ValueError, match="feature"):
         build_csr(values, indices, 5)
-    if bad < 2**31:
+    if abs(bad) < 2**31:
         with pytest.raises(ValueError, match="outside"):
             build_csr_reference(torch.from_numpy(values), torch.from_numpy(indices), 5)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 3), (6,), (3, 1), (2, 3, 1)])
+def test_values_and_indices_of_different_shape_are_refused(shape, monkeypatch):
+    # The checks of array types are the tests' own: users run without them.
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="shape"):
+        build_csr(np.ones((2, 3), np.float32), np.zeros(shape, np.int64), 5)
+    with pytest.raises(ValueError, match="shape"):
+        build_csr(np.ones(shape, np.float32), np.zeros((2, 3), np.int64), 5)
 
 
 def test_inactive_slot_may_name_anything():

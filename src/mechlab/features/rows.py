@@ -24,7 +24,8 @@ class Rows:
         indices: feature of each value, in ``[0, d_sae)``.
         d_sae: number of features in the dictionary.
 
-    Raises MechlabError for activations that are negative or not finite.
+    Raises MechlabError for arrays that do not fit together, and for activations that are
+    negative or not finite.
     """
 
     tokens: Int[np.ndarray, "row"]
@@ -39,6 +40,12 @@ class Rows:
         lengths = {len(getattr(self, each.name)) for each in fields(self) if each.name != "d_sae"}
         if len(lengths) != 1:
             raise MechlabError("rows differ in length", sorted(lengths), "give one entry per token")
+        if self.values.shape != self.indices.shape:
+            raise MechlabError(
+                "values and indices differ in shape",
+                f"{self.values.shape} and {self.indices.shape}",
+                "give one feature per activation",
+            )
         if not np.isfinite(self.values).all() or (self.values < 0).any():
             raise MechlabError(
                 "activations are negative or not finite",

@@ -80,9 +80,9 @@ class TokenRule:
         more = f" and {len(firing) - _SHOWN} more" if len(firing) > _SHOWN else ""
         verb = {"token": "fires on", "previous": "fires after", "pair": "fires at the end of"}[self.kind]
         return (
-            f"{verb} {shown}{more} ({self.share:.0%} of its activation; "
-            f"active on {self.precision:.0%} of these)"
-        ).replace("%", " %")
+            f"{verb} {shown}{more} ({100 * self.share:.0f} % of its activation; "
+            f"active on {100 * self.precision:.0f} % of these)"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
