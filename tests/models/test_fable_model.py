@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from mechlab.circuits import metrics
 from mechlab.data import fable
 from mechlab.data.tasks import make_task
 from mechlab.errors import MechlabError
@@ -70,6 +71,17 @@ def test_probability_difference_reads_the_sets() -> None:
         assert probability_difference(logits, task).tolist() == pytest.approx([expected] * 16, abs=1e-6)
 
 
+@pytest.mark.parametrize("metric", [probability_difference, metrics.probability_difference])
+@pytest.mark.parametrize("width", [900, 1024])
+def test_answer_sets_fit_a_vocabulary_of_another_width(metric: Any, width: int) -> None:
+    task = make_task("greater_than", fable.build_tokenizer(), n=8)
+    assert task.answer_sets is not None
+    right, _ = (nn.functional.pad(mask, (0, 64))[:, :width] for mask in task.answer_sets)
+    logits = torch.zeros(8, width)
+    logits[:, : right.shape[1]][right] = 50.0
+    assert metric(logits, task).tolist() == pytest.approx([1.0] * 8, abs=1e-6)
+
+
 def test_training_is_deterministic_and_writes_a_loadable_directory(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -95,6 +107,10 @@ def test_training_refuses_bad_requests(tmp_path: Path) -> None:
     (tmp_path / "full" / "note").write_text("mine")
     with pytest.raises(MechlabError, match="not empty"):
         train_fable(tmp_path / "full", tokens=12_000)
+    with pytest.raises(MechlabError, match="a file, not a directory"):
+        train_fable(tmp_path / "full" / "note", tokens=12_000)
+    with pytest.raises(MechlabError, match="threads must be at least 1: 0"):
+        train_fable(tmp_path / "new", tokens=12_000, threads=0)
     with pytest.raises(MechlabError, match="budget"):
         train_fable(tmp_path / "new", tokens=10)
     assert not (tmp_path / "new").exists()

@@ -26,9 +26,10 @@ def probability_difference(logits: Float[Tensor, "n d_vocab"], task: Task) -> Fl
     if task.answer_sets is None:
         raise MechlabError("task has no answer sets", task.name, "use logit_difference")
     right, wrong = task.answer_sets
-    # A model's vocabulary may be padded beyond the tokenizer's.
-    probability = logits.softmax(-1)[:, : right.shape[1]]
-    return (probability * right).sum(-1) - (probability * wrong).sum(-1)
+    # A model's vocabulary may be padded beyond the tokenizer's, or lack tokens added to it.
+    width = min(logits.shape[1], right.shape[1])
+    probability = logits.softmax(-1)[:, :width]
+    return (probability * right[:, :width]).sum(-1) - (probability * wrong[:, :width]).sum(-1)
 
 
 Metric = Callable[[Tensor, Task], Tensor]

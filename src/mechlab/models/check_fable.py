@@ -128,7 +128,8 @@ def _pick(logits: Float[Tensor, "n d_vocab"], token: Int[Tensor, "n"]) -> Float[
 
 
 def _fit(mask: Bool[Tensor, "n d_token"], logits: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "n d_vocab"]:
-    # Some models pad their embedding beyond the tokenizer's vocabulary.
+    # Some models pad their embedding beyond the tokenizer's vocabulary; others lack tokens added to it.
+    width = min(mask.shape[1], logits.shape[1])
     fitted = torch.zeros_like(logits)
-    fitted[:, : mask.shape[1]] = mask.to(logits)
+    fitted[:, :width] = mask[:, :width].to(logits)
     return fitted

@@ -25,7 +25,7 @@ It knows nothing of the world outside its grammar and is of no use as a language
 
 ## What it can do
 
-Measured by `mechlab model check-fable` (200 prompts per length, seed 0) on prompts whose combinations of
+Measured by `mechlab model check-fable` ({n} prompts per length, seed {seed}) on prompts whose combinations of
 names, words, facts and templates never occur in the training text. Intervals are 95 %.
 
 | behaviour | metric | value | low | high | prompts | bar |
@@ -37,7 +37,8 @@ vocabulary. `probability_difference`: the probability of the years after the sta
 
 ## How it was made
 
-`mechlab model train-fable --out DIR` with seed 0: {tokens:,} tokens of the training split, {share:.0%} of
+`mechlab model train-fable --out DIR` with seed {train_seed}: {tokens}tokens of the training split, \
+{share:.0%} of
 them in rows of {short} tokens, then one document per row of {context}; AdamW, peak rate {rate}, cosine
 decay, bfloat16 autocast, float32 weights. Same seed, same machine and same number of threads, same weights.
 
@@ -48,13 +49,17 @@ used; names of people and cities are common ones and refer to nobody.
 """
 
 
-def write_card(directory: Path, *, n: int = 200, seed: int = 0) -> dict[str, Check]:
+def write_card(
+    directory: Path, *, n: int = 200, seed: int = 0, tokens: int | None = None, train_seed: int = 0
+) -> dict[str, Check]:
     """Measure the model in ``directory`` and write its card there.
 
     Args:
         directory: a checkpoint by ``train_fable``; README.md is replaced.
         n: prompts per behaviour and length, as in ``check_fable``.
         seed: of the prompts.
+        tokens: how many the model was trained on, as ``train_fable`` reports; None leaves them out.
+        train_seed: of its training.
 
     Returns:
         The results of ``check_fable`` that the card shows.
@@ -64,11 +69,14 @@ def write_card(directory: Path, *, n: int = 200, seed: int = 0) -> dict[str, Che
     model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     results = check_fable(model, tokenizer, n=n, seed=seed)
-    (Path(directory) / "README.md").write_text(_card(model, results), encoding="utf-8")
+    card = _card(model, results, n=n, seed=seed, tokens=tokens, train_seed=train_seed)
+    (Path(directory) / "README.md").write_text(card, encoding="utf-8")
     return results
 
 
-def _card(model: Any, results: dict[str, Check]) -> str:
+def _card(
+    model: Any, results: dict[str, Check], *, n: int, seed: int, tokens: int | None, train_seed: int
+) -> str:
     from mechlab.models import train_fable
 
     rows = [
@@ -86,7 +94,10 @@ def _card(model: Any, results: dict[str, Check]) -> str:
         concepts=len(fable.CONCEPTS),
         vocabulary=len(fable.VOCABULARY),
         rows="\n".join(rows),
-        tokens=train_fable.TOKENS,
+        n=n,
+        seed=seed,
+        tokens="" if tokens is None else f"{tokens:,} ",
+        train_seed=train_seed,
         share=train_fable.SHORT_SHARE,
         short=train_fable.SHORT,
         rate=train_fable.PEAK_RATE,

@@ -62,9 +62,12 @@ def train_fable(
         tokens, steps, the final loss (mean of the last 50 steps, nats per token), seconds and parameters.
 
     Raises:
-        MechlabError: ``out`` is not empty, or the budget is too small or larger than the corpus.
+        MechlabError: ``out`` is a file or not empty, the budget is too small or larger than the
+            corpus, or there is no thread.
     """
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise MechlabError("output is a file, not a directory", out, "choose another --out")
     if out.exists() and any(out.iterdir()):
         raise MechlabError("output directory is not empty", out, "choose another --out")
     corpus = 100 * fable.split_size("train")
@@ -72,6 +75,8 @@ def train_fable(
         raise MechlabError(
             "token budget is outside its range", tokens, f"from {2 * BATCH_TOKENS} to {corpus}"
         )
+    if threads < 1:
+        raise MechlabError("number of threads must be at least 1", threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
