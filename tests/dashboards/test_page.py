@@ -151,6 +151,20 @@ def test_every_number_may_be_missing(page):
     assert json.loads(Parsed(text).scripts[0])["rows"][0][2] is None
 
 
+def test_numbers_may_be_numpy_s(page):
+    score = Score("detection", 0.8, 0.7, 0.9, 40, chance=0.5)
+    plain = replace(page.features[0], index=0, score=score)
+    numpy = replace(plain, score=replace(score))
+    # Past the checks of types, which the tests alone make.
+    object.__setattr__(numpy, "index", np.int64(0))
+    object.__setattr__(numpy.score, "n", np.int64(40))
+    object.__setattr__(numpy.score, "chance", np.float64(0.5))
+    one, other = (render_page(replace(page, features=(each,))) for each in (numpy, plain))
+    assert one == other
+    unknown = replace(plain, score=replace(score, chance=math.nan))
+    assert "NaN" not in render_page(replace(page, features=(unknown,)))
+
+
 def test_pages_without_parts(page):
     bare = replace(page, features=(), circuit=None, results=(), timings={}, config={}, fingerprints={})
     text = render_page(bare)

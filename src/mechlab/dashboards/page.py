@@ -137,7 +137,7 @@ def render_page(page: Page) -> str:
         twice = next(number for number in numbers if numbers.count(number) > 1)
         raise MechlabError("two features have the same number", twice, "give every feature once")
     table = _StringTable()
-    blocks = [(each.index, script_json(_feature_block(each, table))) for each in page.features]
+    blocks = [(int(each.index), script_json(_feature_block(each, table))) for each in page.features]
     rows = [_index_row(each, table) for each in page.features]
     script = (_ROOM / "page.js").read_text()
     drawing: Drawing | None = None if page.circuit is None else draw(page.circuit)
@@ -207,7 +207,7 @@ def _index_row(feature: FeatureRecord, table: _StringTable) -> list[Any]:
     """Number, density, maximum, mean, explanation, score, peak tokens."""
     peaks = dict.fromkeys(table.number(each.tokens[each.centre]) for each in feature.contexts)
     return [
-        feature.index,
+        int(feature.index),
         _number(feature.density),
         _number(feature.maximum),
         _number(feature.mean),
@@ -221,8 +221,8 @@ def _score_cells(score: Score) -> dict[str, Any]:
     cells = {"value": score.value, "low": score.low, "high": score.high}
     return {
         **{name: _number(value) for name, value in cells.items()},
-        "n": score.n,
-        "chance": score.chance,
+        "n": int(score.n),
+        "chance": None if score.chance is None else _number(score.chance),
         "null": None if score.null is None else _score_cells(score.null),
     }
 
