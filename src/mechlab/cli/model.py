@@ -113,7 +113,7 @@ def train(words: list[str], program: str) -> Outcome:
             tokens=tokens,
             progress=lambda now: reporter("train-fable", int(now["tokens"]), tokens, {"loss": now["loss"]}),
         )
-    write_card(config.out)
+    write_card(config.out, tokens=int(record["tokens"]), train_seed=config.seed)
     size, loss = record["parameters"], record["loss"]
     text = f"{config.out}: {size:,.0f} parameters, loss {loss:.4f}, {record['seconds']:.0f} s"
     return Outcome({"out": str(config.out), **record}, text)
