@@ -127,7 +127,7 @@ def reading(subject: Subject, sites: Sequence[str]) -> Iterator[dict[str, Tensor
     last = max(wanted, key=lambda site: order.index(site.name)).name if wanted else None
 
     def keep(name: str, value: Any) -> None:
-        found[name] = (value[0] if isinstance(value, tuple) else value).detach()
+        found[name] = subject.site(name).read(value).detach()
         if name == last and len(found) == len(set(sites)):
             raise _Stop
 

@@ -76,10 +76,19 @@ class Subject:
         return token
 
     def site(self, name: str) -> Site:
-        """The site called ``name``; MechlabError offers near names when there is none."""
-        if name not in self.sites:
-            raise MechlabError(f"model {self.name} has no site", name, near(name, self.sites))
-        return self.sites[name]
+        """The site called ``name``, or one head's part of it ("blocks.0.attn.hook_z:3").
+
+        Raises MechlabError, with near names, when there is none, or no such head.
+        """
+        base, colon, head = name.partition(":")
+        if base not in self.sites:
+            raise MechlabError(f"model {self.name} has no site", name, near(base, self.sites))
+        site = self.sites[base]
+        if not colon:
+            return site
+        if not head.isdecimal():
+            raise MechlabError("head is not a number", name, f"as in {base}:0")
+        return site.one_head(int(head))
 
     def tokens(self, text: str | Sequence[dict[str, str]]) -> Int[Tensor, "pos"]:
         """Token ids of a text, or of a chat given as a list of {"role", "content"}, with BOS exactly once.
