@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
+from transformers import AutoTokenizer
 
-from mechlab.data.corpus import SPLITS, Corpus, TextDocument, contexts, open_corpus, require_tokens, split_of
+from mechlab.data.corpus import SPLITS, Corpus, open_corpus, require_tokens, split_of
 from mechlab.errors import MechlabError
-from mechlab.models.subject import load_model
 
 
 def texts(corpus: Corpus, split: str) -> list[str]:
-    return [document.text for document in corpus.documents(split)]
+    return [str(document.text) for document in corpus.documents(split)]
 
 
 def test_splits_are_by_document_disjoint_complete_and_stable(tiny_corpus: Path) -> None:
@@ -43,7 +42,7 @@ def test_directory_is_read_in_order(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / f"{name}.txt").write_text(f"{name} one\n\n{name} two")
     corpus = open_corpus(tmp_path)
-    everything = sorted((d.id, d.text.strip()) for split in SPLITS for d in corpus.documents(split))
+    everything = sorted((d.id, str(d.text).strip()) for split in SPLITS for d in corpus.documents(split))
     assert [text for _, text in everything] == ["a one", "a two", "b one", "b two"]
 
 
@@ -55,47 +54,6 @@ def test_fingerprint_follows_content_and_column(tmp_path: Path) -> None:
     assert open_corpus(file, column="body").fingerprint != first
     file.write_text('{"text": "other", "body": "two"}\n')
     assert open_corpus(file).fingerprint != first
-
-
-def test_contexts_hold_one_document_each_and_lose_no_token(tiny_model: Path, tiny_corpus: Path) -> None:
-    tokenizer = load_model(tiny_model).tokenizer
-    corpus = open_corpus(tiny_corpus)
-    rebuilt: dict[int, list[int]] = {}
-    for batch in contexts(corpus.documents("train"), tokenizer, n_ctx=16, batch=5):
-        assert batch.tokens.shape[1] <= 16
-        for ids, mask, document in zip(batch.tokens, batch.mask, batch.document.tolist(), strict=True):
-            row = ids[mask].tolist()
-            assert row[0] == 2
-            assert 2 not in row[1:]
-            assert not mask[len(row) :].any()
-            rebuilt.setdefault(document, []).extend(row[1:])
-    for document in corpus.documents("train"):
-        assert rebuilt[document.id] == tokenizer.encode(document.text, add_special_tokens=False)
-
-
-def test_batch_size_changes_no_context(tiny_model: Path, tiny_corpus: Path) -> None:
-    tokenizer = load_model(tiny_model).tokenizer
-
-    def flat(batch: int) -> list[list[int]]:
-        found = contexts(open_corpus(tiny_corpus).documents("test"), tokenizer, n_ctx=16, batch=batch)
-        return [
-            ids[mask].tolist() for group in found for ids, mask in zip(group.tokens, group.mask, strict=True)
-        ]
-
-    assert flat(1) == flat(7) == flat(1000)
-
-
-def test_contexts_without_bos() -> None:
-    class Plain:
-        bos_token_id = None
-
-        def __call__(self, chunk: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
-            return {"input_ids": [[int(word) for word in text.split()] for text in chunk]}
-
-    (batch,) = contexts(iter([TextDocument(7, "1 2 3 4 5")]), Plain(), n_ctx=3)
-    assert batch.tokens.tolist() == [[1, 2, 3], [4, 5, 5]]
-    assert torch.equal(batch.mask, torch.tensor([[True, True, True], [True, True, False]]))
-    assert batch.document.tolist() == [7, 7]
 
 
 def test_bundled_corpus() -> None:
@@ -151,7 +109,7 @@ def test_corpus_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_corpus_shorter_than_one_context(tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
-    tokenizer = load_model(tiny_model).tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     require_tokens(open_corpus(tiny_corpus), tokenizer, n_ctx=32)
     (tmp_path / "a.txt").write_text("the cat sat")
     with pytest.raises(MechlabError, match=r"shorter than one context \(32 tokens\)"):

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from mechlab.activations.capture import read_sites
 from mechlab.activations.store import Store, harvest
-from mechlab.data.corpus import Corpus, contexts, open_corpus
+from mechlab.data.corpus import Corpus, open_corpus
+from mechlab.data.stream import contexts
 from mechlab.errors import MechlabError
 from mechlab.interventions.edit import editing
 from mechlab.models.subject import Subject, load_model
@@ -88,7 +89,7 @@ def test_evaluation_equals_a_slow_computation(
     got = evaluate(subject, dictionary, corpus, split="validation", tokens=10**6)
     rows, losses, fired = [], {name: [] for name in ("clean", "spliced", "mean", "zero")}, set()
     active = 0
-    for batch in contexts(corpus.documents("validation"), subject.tokenizer, n_ctx=subject.n_ctx, batch=1):
+    for batch in contexts(corpus, "validation", subject.tokenizer, n_ctx=subject.n_ctx, batch=1):
         tokens = batch.tokens
         x = read_sites(subject, tokens, [SITE])[SITE][0, 1:]
         codes = dictionary.sae.encode(x)

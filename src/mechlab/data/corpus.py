@@ -1,26 +1,22 @@
 """Corpora: documents from the bundled grammar, local files or Hugging Face ``datasets``.
 
 A corpus gives documents with stable ids, divided into train, validation and test by
-document. Contexts are cut from one document each, so nothing ever crosses a document.
+document: the split of a document follows from its id alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
-
+from mechlab.data.rows import SUFFIXES, Chat, Content, Fault, Wanted, dataset_rows, file_rows
 from mechlab.errors import MechlabError, near
 from mechlab.files import file_sha256, fingerprint
 
@@ -28,15 +24,16 @@ BUNDLED = "fable"
 SPLITS = ("train", "validation", "test")
 # Of every ten documents eight are for training and one each for validation and test.
 _SHARES = (8, 1, 1)
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
+# Documents that stand for a stream in its fingerprint.
+_SAMPLE = 20
 
 
 @dataclass(frozen=True)
 class TextDocument:
-    """One document: its stable id within the corpus and its text."""
+    """One document: its stable id within the corpus, and its text or the turns of its chat."""
 
     id: int
-    text: str
+    text: str | Chat
 
 
 @dataclass(frozen=True)
@@ -46,50 +43,61 @@ class Corpus:
     Attributes:
         name: what it was opened by.
         fingerprint: SHA-256 that changes when local documents do; of a hub dataset, its name,
-            version and column.
-        files: local files it reads, in order; empty for the bundled and the hub's corpora.
-        column: field that holds the text.
+            version and column; of a stream, its description and first rows only, which is weak.
+        files: local files it reads, in order; empty for the bundled corpus and for datasets.
+        column: field that holds the text, or a chat as a list of {"role", "content"}.
+        skip_corrupt: pass over corrupt rows; otherwise the first one is an error.
+        dataset: the ``datasets`` object it reads, where there is one.
     """
 
     name: str
     fingerprint: str
     files: tuple[Path, ...] = ()
     column: str = "text"
+    skip_corrupt: bool = False
+    dataset: Any = field(default=None, repr=False, compare=False)
 
-    def documents(self, split: str) -> Iterator[TextDocument]:
-        """Documents of one split, in a fixed order.
+    def documents(self, split: str, start: int = 0) -> Iterator[TextDocument]:
+        """Documents of one split in order of their ids, from id ``start`` on.
 
-        The split of a document follows from its id alone. Raises MechlabError for an
-        unknown split or a file that cannot be read.
+        An id is the number of a row in the corpus, corrupt rows counted. Raises MechlabError
+        for an unknown split, a file that cannot be read, and a corrupt row of this split
+        unless they are skipped.
         """
+        for number, content in self.rows(split, start):
+            if not isinstance(content, Fault):
+                yield TextDocument(number, content)
+
+    def rows(self, split: str, start: int = 0) -> Iterator[tuple[int, Content]]:
+        """As ``documents``, as (id, text) and with the corrupt rows that are skipped in their places."""
         if split not in SPLITS:
             raise MechlabError("unknown split", split, near(split, SPLITS))
-        if self.name == BUNDLED and not self.files:
-            from mechlab.data import fable
-
-            for document in fable.documents(split):
-                # Fable numbers each split from 0; here a number names one document of the corpus.
-                yield TextDocument(document.id * len(SPLITS) + SPLITS.index(split), document.text)
+        if self.name == BUNDLED and not self.files and self.dataset is None:
+            yield from _fable_rows(split, start)
             return
-        rows = _hub_rows(self.name, self.column) if not self.files else _file_rows(self.files, self.column)
-        for i, text in enumerate(rows):
-            if split_of(i) == split and text.strip():
-                yield TextDocument(i, text)
+        for number, content in self._all_rows(lambda i: split_of(i) == split, start):
+            if isinstance(content, Fault) and not self.skip_corrupt:
+                raise content.error()
+            if not isinstance(content, str) or content.strip():
+                yield number, content
 
+    def _all_rows(self, wanted: Wanted, start: int = 0) -> Iterator[tuple[int, Content]]:
+        if self.dataset is not None:
+            return dataset_rows(self.dataset, self.column, self.name, wanted, start)
+        return file_rows(self.files, self.column, wanted, start)
 
-@dataclass(frozen=True)
-class Contexts:
-    """A batch of contexts, padded on the right.
-
-    Attributes:
-        tokens: token ids ``[context, pos]``; BOS first where the model has one.
-        mask: True on real tokens ``[context, pos]``.
-        document: id of the document each context is cut from ``[context]``.
-    """
-
-    tokens: Int[Tensor, "context pos"]
-    mask: Bool[Tensor, "context pos"]
-    document: Int[Tensor, "context"]
+    def check(self) -> Corpus:
+        """This corpus; MechlabError unless it has a row that can be read."""
+        fault = None
+        for _, content in self._all_rows(lambda _: True):
+            if not isinstance(content, Fault):
+                return self
+            if not self.skip_corrupt:
+                raise content.error()
+            fault = fault or content
+        if fault:
+            raise MechlabError("corpus has no row that can be read", str(fault), fault.remedy)
+        raise MechlabError("corpus is empty", self.name, "add documents")
 
 
 def split_of(document: int) -> str:
@@ -98,44 +106,50 @@ def split_of(document: int) -> str:
     return SPLITS[0 if bucket < _SHARES[0] else 1 if bucket < _SHARES[0] + _SHARES[1] else 2]
 
 
-def open_corpus(source: str | Path = BUNDLED, *, column: str = "text") -> Corpus:
+def open_corpus(source: Any = BUNDLED, *, column: str = "text", skip_corrupt: bool = False) -> Corpus:
     """Open a corpus.
 
     Args:
         source: "fable" (bundled), a ``.txt`` (documents separated by blank lines), ``.jsonl``
-            or ``.parquet`` file, a directory of such files, or a dataset name of the hub.
-        column: field of a row that holds the text.
+            or ``.parquet`` file, a directory of such files or one that ``save_to_disk`` wrote,
+            a dataset name of the hub, or a ``datasets`` object (of several parts "train" is read).
+        column: field of a row that holds the text or the chat.
+        skip_corrupt: pass over corrupt rows, counted and named by ``contexts``.
 
-    Raises MechlabError when the corpus is missing, empty, not UTF-8, or has no such column.
+    Raises MechlabError when the corpus is missing or empty, has no such column, or its first row
+    is corrupt (with ``skip_corrupt``: every row).
     """
+    if not isinstance(source, str | Path):
+        return _open_dataset(source, column, skip_corrupt)
     name = str(source)
     path = Path(source).expanduser()
     if name == BUNDLED:
         from mechlab.data import fable
 
-        sample = [d.text for d in itertools.islice(fable.documents("train"), 20)]
+        sample = [d.text for d in itertools.islice(fable.documents("train"), _SAMPLE)]
         return Corpus(name, fingerprint({"corpus": name, "sample": sample}))
     if not name.strip():
         raise MechlabError("corpus has no name", repr(name), "check --data")
     if path.exists() and not os.access(path, os.R_OK):
         raise MechlabError("corpus cannot be read", name, "check its permissions")
     if not path.exists():
-        if path.suffix in _SUFFIXES or path.is_absolute() or name.startswith("."):
+        if path.suffix in SUFFIXES or path.is_absolute() or name.startswith("."):
             around = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise MechlabError(
                 "corpus does not exist", name, near(name, around) if around else "check --data"
             )
-        return _open_hub(name, column)
+        return _open_hub(name, column, skip_corrupt)
+    if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+        return _open_saved(path, name, column, skip_corrupt)
     files = (
-        sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+        sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
         if path.is_dir()
         else [path]
     )
-    if not files or any(f.suffix not in _SUFFIXES for f in files):
-        raise MechlabError("corpus format is not known", name, f"use {', '.join(_SUFFIXES)} files")
-    if next(_file_rows(tuple(files), column), None) is None:
-        raise MechlabError("corpus is empty", name, "add documents")
-    return Corpus(name, fingerprint([file_sha256(f) for f in files] + [column]), tuple(files), column)
+    if not files or any(f.suffix not in SUFFIXES for f in files):
+        raise MechlabError("corpus format is not known", name, f"use {', '.join(SUFFIXES)} files")
+    made_of = fingerprint([file_sha256(f) for f in files] + [column])
+    return Corpus(name, made_of, tuple(files), column, skip_corrupt).check()
 
 
 def hub_is_offline() -> bool:
@@ -150,35 +164,13 @@ def hub_is_offline() -> bool:
     return False
 
 
-def contexts(
-    documents: Iterator[TextDocument], tokenizer: Any, *, n_ctx: int, batch: int = 32
-) -> Iterator[Contexts]:
-    """Cut documents into contexts of at most ``n_ctx`` tokens, BOS included, ``batch`` at a time.
-
-    A document longer than a context gives several contexts, each starting with BOS. A
-    document of the corpus never shares a context with another.
-    """
-    bos = tokenizer.bos_token_id
-    room = n_ctx - (bos is not None)
-    rows: list[tuple[int, list[int]]] = []
-    while chunk := list(itertools.islice(documents, 256)):
-        encoded = tokenizer([d.text for d in chunk], add_special_tokens=False)["input_ids"]
-        for document, ids in zip(chunk, encoded, strict=True):
-            for start in range(0, len(ids), room):
-                piece = ids[start : start + room]
-                rows.append((document.id, piece if bos is None else [bos, *piece]))
-        while len(rows) >= batch:
-            yield _pad(rows[:batch])
-            del rows[:batch]
-    if rows:
-        yield _pad(rows)
-
-
 def require_tokens(corpus: Corpus, tokenizer: Any, *, n_ctx: int) -> None:
     """MechlabError unless the corpus has at least one context worth of tokens in every split."""
+    from mechlab.data.stream import contexts
+
     for split in SPLITS:
         found = 0
-        for batch in contexts(corpus.documents(split), tokenizer, n_ctx=n_ctx, batch=1):
+        for batch in contexts(corpus, split, tokenizer, n_ctx=n_ctx, batch=1, threads=False):
             found += int(batch.mask.sum())
             if found >= n_ctx:
                 break
@@ -190,102 +182,62 @@ def require_tokens(corpus: Corpus, tokenizer: Any, *, n_ctx: int) -> None:
             )
 
 
-def _pad(rows: list[tuple[int, list[int]]]) -> Contexts:
-    width = max(len(ids) for _, ids in rows)
-    # Padding repeats the last token: models warn when they meet their padding token without a mask.
-    tokens = torch.tensor([[ids[-1]] * width for _, ids in rows])
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, (_, ids) in enumerate(rows):
-        tokens[i, : len(ids)] = torch.tensor(ids)
-        mask[i, : len(ids)] = True
-    return Contexts(tokens, mask, torch.tensor([document for document, _ in rows]))
+def _fable_rows(split: str, start: int) -> Iterator[tuple[int, str]]:
+    from mechlab.data import fable
+
+    # Fable numbers each split from 0; here a number names one document of the corpus.
+    offset = SPLITS.index(split)
+    first = max(0, -((offset - start) // len(SPLITS)))
+    pad = fable.TOKEN_ID["<pad>"]
+    # Rows of tokens come without labels, in half the time of the documents.
+    for index, row in fable.token_rows(split, fable.MAX_TOKENS + 1, start=first):
+        text = fable.render([fable.VOCABULARY[token] for token in row[1:].tolist() if token != pad])
+        yield index * len(SPLITS) + offset, text
 
 
-def _file_rows(files: tuple[Path, ...], column: str) -> Iterator[str]:
-    for file in files:
-        try:
-            if file.suffix == ".txt":
-                yield from _paragraphs(file)
-            elif file.suffix == ".jsonl":
-                yield from _json_rows(file, column)
-            else:
-                yield from _parquet_rows(file, column)
-        except OSError as error:
-            raise MechlabError("corpus cannot be read", f"{file}: {error.strerror}", "check --data") from None
-        except UnicodeDecodeError as error:
-            raise MechlabError(
-                "corpus is not UTF-8", f"{file}, byte {error.start}", "convert it to UTF-8"
-            ) from None
+def _open_dataset(source: Any, column: str, skip_corrupt: bool) -> Corpus:
+    if not hasattr(source, "column_names"):
+        raise MechlabError("corpus is neither a path nor a dataset", type(source).__name__, "check --data")
+    dataset = _one_part(source)
+    name = f"{dataset.info.dataset_name or 'dataset'} in memory"
+    if hasattr(dataset, "__len__"):
+        made_of = fingerprint({"dataset": dataset._fingerprint, "column": column})
+        return Corpus(name, made_of, (), column, skip_corrupt, dataset).check()
+    rows = dataset_rows(dataset, column, name, lambda _: True)
+    sample = [
+        content if isinstance(content, str | list) else str(content)
+        for _, content in itertools.islice(rows, _SAMPLE)
+    ]
+    made_of = fingerprint({"stream": repr(dataset), "sample": sample, "column": column})
+    return Corpus(name, made_of, (), column, skip_corrupt, dataset).check()
 
 
-def _paragraphs(file: Path) -> Iterator[str]:
-    lines: list[str] = []
-    with file.open(encoding="utf-8") as handle:
-        for line in handle:
-            if line.strip():
-                lines.append(line)
-            elif lines:
-                yield "".join(lines)
-                lines = []
-    if lines:
-        yield "".join(lines)
-
-
-def _json_rows(file: Path, column: str) -> Iterator[str]:
-    with file.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise MechlabError(
-                    "corpus row is not JSON", f"{file}, line {number}", "repair the line"
-                ) from None
-            if not isinstance(row, dict) or not isinstance(row.get(column), str):
-                columns = list(row) if isinstance(row, dict) else []
-                raise MechlabError(
-                    f"corpus has no text column {column!r}", f"{file}, line {number}", near(column, columns)
-                )
-            if any("\ud800" <= character <= "\udfff" for character in row[column]):
-                raise MechlabError(
-                    "corpus row is not valid text", f"{file}, line {number}", "repair the line"
-                )
-            yield row[column]
-
-
-def _parquet_rows(file: Path, column: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowInvalid, OSError):
-        raise MechlabError("corpus is not a parquet file", file, "check --data") from None
-    if column not in table.schema_arrow.names:
-        raise MechlabError(
-            f"corpus has no text column {column!r}", file, near(column, table.schema_arrow.names)
-        )
-    for batch in table.iter_batches(columns=[column]):
-        for text in batch.column(0).to_pylist():
-            if not isinstance(text, str):
-                raise MechlabError(f"column {column!r} does not hold text", file, "name the text column")
-            yield text
-
-
-def _open_hub(name: str, column: str) -> Corpus:
-    if next(_hub_rows(name, column), None) is None:
-        raise MechlabError("corpus is empty", name, "add documents")
+def _open_saved(path: Path, name: str, column: str, skip_corrupt: bool) -> Corpus:
     import datasets
 
-    info = datasets.load_dataset_builder(name).info
-    return Corpus(
-        name, fingerprint({"hub": name, "version": str(info.version), "column": column}), (), column
-    )
+    try:
+        dataset = _one_part(datasets.load_from_disk(str(path)))
+    except MechlabError:
+        raise
+    except Exception as error:  # the library raises many unrelated types here
+        raise MechlabError("saved dataset cannot be read", f"{name}: {error}", "check --data") from None
+    files = [file["filename"] for file in dataset.cache_files]
+    made_of = fingerprint([file_sha256(file) for file in files] + [column])
+    return Corpus(name, made_of, (), column, skip_corrupt, dataset).check()
 
 
-def _hub_rows(name: str, column: str) -> Iterator[str]:
-    """Rows of a hub dataset's train split, streamed."""
+def _one_part(dataset: Any) -> Any:
+    """A dataset as it is; of a dictionary of them, "train" or the only one."""
+    if not isinstance(dataset, dict):
+        return dataset
+    part = "train" if "train" in dataset or len(dataset) != 1 else next(iter(dataset))
+    if part not in dataset:
+        raise MechlabError("dataset has several parts and no train", ", ".join(dataset), "pass one of them")
+    return dataset[part]
+
+
+def _open_hub(name: str, column: str, skip_corrupt: bool) -> Corpus:
+    """A hub dataset's train split, streamed."""
     if hub_is_offline():
         raise MechlabError(
             "corpus is not a file and the hub cannot be reached",
@@ -296,12 +248,11 @@ def _hub_rows(name: str, column: str) -> Iterator[str]:
 
     try:
         stream = datasets.load_dataset(name, split="train", streaming=True)
+        version = datasets.load_dataset_builder(name).info.version
     except Exception as error:  # the library raises many unrelated types here
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MechlabError(
             "corpus is neither a file nor reachable on the hub", f"{name}: {first}", "check --data"
         ) from error
-    for row in stream:
-        if not isinstance(row.get(column), str):
-            raise MechlabError(f"corpus has no text column {column!r}", name, near(column, list(row)))
-        yield row[column]
+    made_of = fingerprint({"hub": name, "version": str(version), "column": column})
+    return Corpus(name, made_of, (), column, skip_corrupt, stream).check()

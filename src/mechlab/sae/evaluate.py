@@ -27,7 +27,8 @@ from torch.nn.functional import cross_entropy
 
 from mechlab import scores
 from mechlab.activations.capture import read_sites
-from mechlab.data.corpus import Corpus, contexts
+from mechlab.data.corpus import Corpus
+from mechlab.data.stream import contexts
 from mechlab.errors import MechlabError
 from mechlab.interventions.edit import editing
 from mechlab.models.subject import Subject
@@ -107,12 +108,12 @@ def evaluate(
     totals: dict[int, np.ndarray] = {}
     fired = torch.zeros(dictionary.sae.d_sae, dtype=torch.bool)
     seen = 0
-    for group in contexts(corpus.documents(split), subject.tokenizer, n_ctx=n_ctx, batch=batch):
+    for group in contexts(corpus, split, subject.tokenizer, n_ctx=n_ctx, batch=batch):
         real = group.mask.clone()
         if subject.bos is not None:
             real[:, 0] = False
         columns = _batch_sums(subject, sae, dictionary, group.tokens, real, fired)
-        for document, row in zip(group.document.tolist(), columns, strict=True):
+        for document, row in zip(group.document[:, 0].tolist(), columns, strict=True):
             totals[document] = totals.get(document, 0) + row
         seen += int(real.sum())
         if progress:
