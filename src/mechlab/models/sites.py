@@ -107,8 +107,8 @@ class Site:
             new = torch.cat([whole[..., :start], new, whole[..., start + self.dim :]], dim=-1)
         if self.part is not None:
             groups, count, index = self.part
-            parts = list(_first(value).unflatten(-1, (groups, count, -1)).unbind(-2))
-            parts[index] = new.unflatten(-1, (groups, -1))
+            parts = list(_split(_first(value), groups, count).unbind(-2))
+            parts[index] = new.reshape(*new.shape[:-1], groups, -1)
             new = torch.stack(parts, dim=-2).flatten(-3)
         return (new, *value[1:]) if isinstance(value, tuple) else new
 
@@ -126,7 +126,7 @@ class Site:
         tensor = _first(value)
         if self.part is not None:
             groups, count, index = self.part
-            tensor = tensor.unflatten(-1, (groups, count, -1))[..., index, :].flatten(-2)
+            tensor = _split(tensor, groups, count)[..., index, :].flatten(-2)
         return tensor
 
 
@@ -178,6 +178,10 @@ def site_table(module: Any) -> dict[str, Site]:
 def _first(value: Any) -> Tensor:
     tensor: Tensor = value[0] if isinstance(value, tuple) else value
     return tensor
+
+
+def _split(tensor: Tensor, groups: int, count: int) -> Tensor:
+    return tensor.reshape(*tensor.shape[:-1], groups, count, -1)
 
 
 def _mlp_width(module: Any, layout: Layout) -> int:

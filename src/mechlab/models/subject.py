@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import functools
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
-from safetensors import SafetensorError
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechlab.data.corpus import hub_is_offline
 from mechlab.errors import MechlabError, near
 from mechlab.files import fingerprint
+from mechlab.models.bridge import boot_bridge, probe_site
+from mechlab.models.chat import chat_rows, render_chat
+from mechlab.models.layouts import layout_of
+from mechlab.models.loading import (
+    BUNDLED,
+    WELL_KNOWN,
+    bundled_path,
+    find_source,
+    load_tokenizer,
+    loading_errors,
+    no_loading_bar,
+    quantisation_options,
+    resolve_device,
+    resolve_dtype,
+)
 from mechlab.models.sites import Site, site_table
 
-BUNDLED = "fable"
-# Offered when a name is mistyped; any other hub name works as well.
-WELL_KNOWN = (
-    BUNDLED,
-    "gpt2",
-    "EleutherAI/pythia-70m",
-    "EleutherAI/pythia-160m",
-    "EleutherAI/pythia-410m",
-    "google/gemma-2b",
-    "meta-llama/Llama-3.2-1B",
-    "Qwen/Qwen2.5-0.5B",
-)
+__all__ = ["WELL_KNOWN", "Chat", "Subject", "bundled_path", "load_model", "resolve_device"]
+
+Chat = Sequence[dict[str, str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,41 +72,75 @@ class Subject:
         return int(self.module.config.max_position_embeddings)
 
     @property
+    def causal(self) -> bool:
+        """Whether a position sees only itself and earlier ones.
+
+        Where it is not (BERT), padding is seen and needs a mask.
+        """
+        return layout_of(self.module.config).causal
+
+    @property
     def bos(self) -> int | None:
-        """The beginning-of-sequence token that every context starts with; None when there is none."""
+        """The beginning-of-sequence token that every context starts with; None when there is none.
+
+        A tokenizer without one may have a class token in its place (BERT's [CLS]).
+        """
         token: int | None = self.tokenizer.bos_token_id
-        return token
+        return self.tokenizer.cls_token_id if token is None else token
+
+    @functools.cached_property
+    def special_tokens(self) -> Bool[Tensor, "token"]:
+        """True at the ids of the tokenizer's special tokens but BOS, for every row of the embedding."""
+        special = torch.zeros(self.module.get_input_embeddings().num_embeddings, dtype=torch.bool)
+        for token in self.tokenizer.all_special_ids:
+            if token < len(special) and token != self.bos:
+                special[token] = True
+        return special
 
     def site(self, name: str) -> Site:
         """The site called ``name``, or one head's part of it ("blocks.0.attn.hook_z:3").
 
-        Raises MechlabError, with near names, when there is none, or no such head.
+        A site that only the TransformerLens bridge has is found there, with a warning: reading
+        it takes a copy of the model and is slower.
+
+        Raises MechlabError, with near names, when there is no such site, or no such head.
         """
         base, colon, head = name.partition(":")
-        if base not in self.sites:
-            raise MechlabError(f"model {self.name} has no site", name, near(base, self.sites))
-        site = self.sites[base]
+        site = self.sites.get(base) or self._bridge_sites.get(base)
+        if site is None:
+            site = self._bridge_sites[base] = self._ask_bridge(base)
         if not colon:
             return site
         if not head.isdecimal():
             raise MechlabError("head is not a number", name, f"as in {base}:0")
         return site.one_head(int(head))
 
-    def tokens(self, text: str | Sequence[dict[str, str]]) -> Int[Tensor, "pos"]:
+    def tokens(self, text: str | Chat) -> Int[Tensor, "pos"]:
         """Token ids of a text, or of a chat given as a list of {"role", "content"}, with BOS exactly once.
 
         Raises MechlabError for a chat when the tokenizer has no chat template.
         """
-        if isinstance(text, str):
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
-        else:
-            if not self.tokenizer.chat_template:
-                raise MechlabError(f"tokenizer of {self.name} has no chat template", None, "pass plain text")
-            rendered = self.tokenizer.apply_chat_template(list(text), tokenize=False)
-            ids = self.tokenizer.encode(rendered, add_special_tokens=False)
+        written = text if isinstance(text, str) else render_chat(self.tokenizer, text)
+        ids = self.tokenizer.encode(written, add_special_tokens=False)
         if self.bos is not None and ids[:1] != [self.bos]:
             ids = [self.bos, *ids]
         return torch.tensor(ids, dtype=torch.long)
+
+    def chat_tokens(self, messages: Chat) -> tuple[Int[Tensor, "pos"], Bool[Tensor, "pos"]]:
+        """Token ids of a chat, with BOS exactly once, and True on the tokens of assistant turns.
+
+        Raises MechlabError when the tokenizer has no chat template or no offsets, or when its
+        template does not let turns be told apart (see ``mechlab.models.chat``).
+        """
+        ids, assistant = self.chat_rows(messages)
+        if self.bos is not None:
+            ids, assistant = [self.bos, *ids], [False, *assistant]
+        return torch.tensor(ids, dtype=torch.long), torch.tensor(assistant, dtype=torch.bool)
+
+    def chat_rows(self, messages: Chat) -> tuple[list[int], list[bool]]:
+        """``chat_tokens`` as lists and without BOS, for a caller that puts contexts together."""
+        ids, assistant = chat_rows(self.tokenizer, messages)
+        return (ids[1:], assistant[1:]) if ids[:1] == [self.bos] else (ids, assistant)
 
     def token_text(self, token: int) -> str:
         """One token as it would be written, its leading space kept.
@@ -167,27 +203,54 @@ class Subject:
         The bridge rewrites the module it wraps, so it never gets ours. It forces eager
         attention and is slower than the module; use it for hooks that the site table lacks.
         """
-        from transformer_lens.model_bridge import TransformerBridge
+        return boot_bridge(self.module, self.tokenizer)
 
-        # A copy keeps hooks and buffers apart, and needs no second download.
-        return TransformerBridge.boot_transformers(
-            str(self.module.config._name_or_path),
-            hf_model=copy.deepcopy(self.module),
-            tokenizer=copy.deepcopy(self.tokenizer),
-            device=self.device,
-            dtype=self.dtype,
+    @torch.no_grad()
+    def run_bridge(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        hooks: Sequence[tuple[str, Callable[..., None]]],
+        mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> None:
+        """Run this subject's own bridge, a copy made at the first call, with TransformerLens hooks.
+
+        The copy sees neither hooks on the module nor later changes of its weights.
+
+        Args:
+            hooks: (hook name, function of (tensor, hook)).
+            mask: True on real tokens; needed when the model is not causal and a row is padded.
+        """
+        extra = {} if mask is None or self.causal else {"attention_mask": mask.long().to(self.device)}
+        self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=list(hooks), return_type=None, **extra)
+
+    @functools.cached_property
+    def _bridge(self) -> Any:
+        return self.bridge()
+
+    @functools.cached_property
+    def _bridge_sites(self) -> dict[str, Site]:
+        return {}
+
+    def _ask_bridge(self, name: str) -> Site:
+        try:
+            hooks = self._bridge.hook_dict
+        except Exception as error:  # a bridge that cannot be booted has no sites, whatever stopped it
+            raise MechlabError(f"model {self.name} has no site", name, near(name, self.sites)) from error
+        if name not in hooks:
+            known = [*self.sites, *(hook for hook in hooks if hook not in self.sites)]
+            raise MechlabError(f"model {self.name} has no site", name, near(name, known))
+        site = probe_site(name, self.run_bridge, self.module.config)
+        warnings.warn(
+            f"site {name} is not in the table: read through the TransformerLens bridge, which is slower",
+            stacklevel=3,
         )
+        return site
 
     @torch.no_grad()
     def logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of a batch of equally long token rows (no padding)."""
         output: Tensor = self.module(tokens.to(self.device), use_cache=False).logits
         return output
-
-
-def bundled_path() -> Path:
-    """Directory of the bundled model inside the installed package."""
-    return Path(str(resources.files("mechlab") / "models" / BUNDLED))
 
 
 def load_model(
@@ -214,20 +277,21 @@ def load_model(
     architecture without a site table, cannot be reached offline, or when the device is absent.
     """
     place = resolve_device(device)
-    kind = _dtype(dtype, place)
-    extra = _quantisation(quantisation)
-    source = _source(str(name))
+    kind = resolve_dtype(dtype, place)
+    extra = quantisation_options(quantisation)
+    source = find_source(str(name))
     local = Path(source).is_dir()
     options: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     if not local and hub_is_offline():
         options["local_files_only"] = True
-    with _loading_errors(str(name), local):
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    with loading_errors(str(name), local):
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
         config = AutoConfig.from_pretrained(source, **options)
-        tokenizer = _load_tokenizer(AutoTokenizer, source, str(name), options)
-        with _quiet():
-            module, report = AutoModelForCausalLM.from_pretrained(
+        tokenizer = load_tokenizer(source, str(name), options)
+        auto = AutoModelForCausalLM if layout_of(config).causal else AutoModelForMaskedLM
+        with no_loading_bar():
+            module, report = auto.from_pretrained(
                 source,
                 config=config,
                 dtype=kind,
@@ -246,111 +310,6 @@ def load_model(
     module = module.eval()
     module.requires_grad_(False)
     return Subject(str(name), module, tokenizer, site_table(module))
-
-
-def resolve_device(device: str) -> torch.device:
-    """Turn "auto" into the best device there is; MechlabError when the one asked for is absent."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise MechlabError("unknown device", device, "use auto, cpu, cuda or cuda:N") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise MechlabError("device is not there", device, "use --device cpu")
-    if place.type not in ("cpu", "cuda"):
-        raise MechlabError("unknown device", device, "use auto, cpu, cuda or cuda:N")
-    return place
-
-
-def _dtype(dtype: str | torch.dtype | None, place: torch.device) -> torch.dtype | str:
-    if dtype is None:
-        return torch.float32 if place.type == "cpu" else "auto"
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in known:
-        raise MechlabError("unknown dtype", dtype, near(dtype, known))
-    return known[dtype]
-
-
-def _source(name: str) -> str:
-    if name == BUNDLED:
-        return str(bundled_path())
-    path = Path(name).expanduser()
-    if not name or not os.access(path if path.exists() else ".", os.R_OK):
-        raise MechlabError("model cannot be read", repr(name), "check --model")
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise MechlabError("directory holds no model (config.json is missing)", name, "check --model")
-        return str(path)
-    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        around = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        remedy = near(str(path), around) if around else "check the path"
-        raise MechlabError("model directory does not exist", name, remedy)
-    return name
-
-
-@contextlib.contextmanager
-def _loading_errors(name: str, local: bool) -> Any:
-    try:
-        yield
-    except MechlabError:
-        raise
-    except ImportError as error:
-        raise MechlabError(f"model {name} needs a package that is missing", error, "install it") from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        causes = [type(e).__name__ for e in (error, error.__cause__, error.__context__) if e is not None]
-        if any(c in ("GatedRepoError",) for c in causes):
-            raise MechlabError(
-                "model is gated", name, "accept its licence on the hub, pass token="
-            ) from error
-        if any(
-            c in ("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError") for c in causes
-        ):
-            raise MechlabError("model does not exist", name, near(name, WELL_KNOWN)) from error
-        if not local and (any("LocalEntryNotFound" in c for c in causes) or "connect" in str(error)):
-            raise MechlabError(
-                "model is neither bundled, nor a directory, nor cached, and the hub cannot be reached",
-                name,
-                f"go online, pass a directory, or use {BUNDLED}"
-                + ("" if name in WELL_KNOWN else f"; {near(name, WELL_KNOWN)}"),
-            ) from error
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MechlabError(f"model {name} cannot be loaded", first_line, "check its files") from error
-
-
-def _load_tokenizer(auto: Any, source: str, name: str, options: dict[str, Any]) -> Any:
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    if Path(source).is_dir() and not any((Path(source) / n).is_file() for n in names):
-        raise MechlabError("model has no tokenizer", name, "save its tokenizer into the same directory")
-    return auto.from_pretrained(source, **options)
-
-
-def _quantisation(quantisation: str | None) -> dict[str, Any]:
-    if quantisation is None:
-        return {}
-    if quantisation not in ("8bit", "4bit"):
-        raise MechlabError("unknown quantisation", quantisation, "use 8bit or 4bit")
-    if not torch.cuda.is_available():
-        raise MechlabError("quantisation needs a CUDA device", quantisation, "leave it out")
-    from transformers import BitsAndBytesConfig
-
-    return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantisation}": True})}
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keep transformers' own weight-loading bar off the terminal; the switch is put back."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _plain(value: Any) -> Any:
