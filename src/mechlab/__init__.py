@@ -9,8 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mechlab.activations.batches import shuffled as shuffled
     from mechlab.activations.capture import activations as activations
-    from mechlab.activations.store import harvest as harvest
+    from mechlab.activations.harvest import harvest as harvest
+    from mechlab.activations.selection import Selection as Selection
+    from mechlab.activations.sources import live as live
     from mechlab.activations.store import open_store as open_store
     from mechlab.circuits.find import find_circuit as find_circuit
     from mechlab.circuits.patching import head_patching as head_patching
@@ -33,13 +36,15 @@ _HOMES = {
     "MechlabError": "errors",
     "RunConfig": "pipeline.config",
     "Score": "scores",
+    "Selection": "activations.selection",
     "Subject": "models.subject",
     "editing": "interventions.edit",
     "evaluate": "sae.evaluate",
     "explain_features": "features.explain",
     "find_circuit": "circuits.find",
-    "harvest": "activations.store",
+    "harvest": "activations.harvest",
     "head_patching": "circuits.patching",
+    "live": "activations.sources",
     "load_model": "models.subject",
     "load_sae": "sae.dictionary",
     "make_task": "data.tasks",
@@ -47,6 +52,7 @@ _HOMES = {
     "open_store": "activations.store",
     "run": "pipeline.job",
     "score_explanations": "features.detection",
+    "shuffled": "activations.batches",
     "train_sae": "sae.dictionary",
 }
 __all__ = sorted([*_HOMES, "activations"])

@@ -18,8 +18,6 @@ How a write survives a kill at any byte:
 
 Artifacts may stand inside one another: a run directory holds a directory for each
 stage, and its own manifest lists only its own files.
-
-Nothing here knows what the data files contain.
 """
 
 from __future__ import annotations
@@ -126,11 +124,11 @@ def exists(path: Path | str) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def open_artifact(path: Path | str, kind: str | None = None) -> Artifact:
+def open_artifact(path: Path | str, kind: str | None = None, *, whole: bool = True) -> Artifact:
     """Open the artifact at ``path``.
 
-    Checks that every listed file is there with its size (not its checksum; see
-    ``Artifact.verify``). Raises MechlabError when there is none, when it is of another
+    Where it must be ``whole``, every listed file is checked to be there with its size (not its
+    checksum; see ``Artifact.verify``). Raises MechlabError when there is none, when it is of another
     kind, when its manifest cannot be read, or when a file is missing or cut short.
     """
     path = Path(path)
@@ -141,7 +139,7 @@ def open_artifact(path: Path | str, kind: str | None = None) -> Artifact:
     manifest = _read_manifest(path / MANIFEST)
     if kind is not None and manifest.kind != kind:
         raise MechlabError(f"{path} holds another kind of artifact", manifest.kind, f"a {kind} is needed")
-    for name, expected in manifest.files.items():
+    for name, expected in manifest.files.items() if whole else ():
         data = path / name
         if not data.is_file() or data.stat().st_size != expected["bytes"]:
             raise MechlabError("data file is missing or cut short", data, "make the artifact again")
@@ -178,8 +176,10 @@ class Writer:
                     (self.path / name).unlink(missing_ok=True)
             current.unlink(missing_ok=True)
 
-    def commit(self, files: list[str], facts: Mapping[str, Any] | None = None) -> Artifact:
-        """Publish ``files`` (names inside ``work``) as the artifact; all else in ``work`` is dropped."""
+    def commit(
+        self, files: list[str], facts: Mapping[str, Any] | None = None, sums: Mapping[str, str] | None = None
+    ) -> Artifact:
+        """Publish ``files`` of ``work`` (``sums``: checksums known already); all else in it is dropped."""
         if self.finished is not None:
             raise MechlabError("artifact is already finished", self.path, "commit once")
         listed: dict[str, dict[str, Any]] = {}
@@ -188,7 +188,8 @@ class Writer:
                 data = self.work / name
                 with data.open("rb") as handle:
                     os.fsync(handle.fileno())
-                listed[name] = {"bytes": data.stat().st_size, "sha256": file_sha256(data)}
+                known = (sums or {}).get(name)
+                listed[name] = {"bytes": data.stat().st_size, "sha256": known or file_sha256(data)}
             content = {**json.loads(self.plan._plan()), "files": listed}
             manifest = Manifest(
                 kind=self.plan.kind,

@@ -6,7 +6,9 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mechlab.cli.outcome import Outcome
 from mechlab.errors import MechlabError, near
@@ -16,6 +18,16 @@ Command = Callable[[list[str], str], Outcome]
 # Program words → (module, function, one-line help). Modules load when their command runs.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("mechlab.cli.run", "run", "the whole job: harvest, train, evaluate, find, explain, score, show"),
+    "activations harvest": (
+        "mechlab.cli.activations",
+        "harvest",
+        "store a model's activations over a corpus",
+    ),
+    "activations verify": (
+        "mechlab.cli.activations",
+        "verify",
+        "check a store; --repair makes lost shards again",
+    ),
     "model list": ("mechlab.cli.model", "list_models", "models that can be named right away"),
     "model info": ("mechlab.cli.model", "info", "sites, sizes and fingerprint of a model"),
     "model train-fable": ("mechlab.cli.model", "train", "train the bundled model from scratch"),
@@ -26,6 +38,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exits 0 when done, 1 when a check fails, 2 for bad input, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = _warn
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first speaks for all
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     try:
         sys.exit(_run(words))
     except MechlabError as error:
@@ -64,6 +79,10 @@ def _run(words: list[str]) -> int:
     outcome = command([word for word in rest if word != "--json"], f"mechlab {name}")
     print(json.dumps(outcome.payload) if as_json else outcome.text)
     return outcome.exit
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"mechlab: warning: {message}", file=sys.stderr)
 
 
 def _help(commands: dict[str, tuple[str, str, str]]) -> str:

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from mechlab.activations.store import Store, check_context, harvest
+from mechlab.activations.harvest import check_context, harvest
+from mechlab.activations.store import Store
 from mechlab.artifacts import Writer, exists, open_artifact, writing
 from mechlab.circuits.circuit import Circuit, task_fingerprint
 from mechlab.circuits.find import find_circuit, require_task
