@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from mechlab.features.detection import score_explanations as score_explanations
     from mechlab.features.explain import explain_features as explain_features
     from mechlab.interventions.edit import editing as editing
+    from mechlab.interventions.edits import add as add
+    from mechlab.interventions.edits import clamp as clamp
+    from mechlab.interventions.edits import project_out as project_out
+    from mechlab.interventions.edits import scale as scale
+    from mechlab.interventions.edits import splice as splice
+    from mechlab.interventions.edits import swap as swap
+    from mechlab.interventions.strength import strength_for_kl as strength_for_kl
     from mechlab.models.subject import Subject as Subject
     from mechlab.models.subject import load_model as load_model
     from mechlab.pipeline.config import RunConfig as RunConfig
@@ -38,6 +45,8 @@ _HOMES = {
     "Score": "scores",
     "Selection": "activations.selection",
     "Subject": "models.subject",
+    "add": "interventions.edits",
+    "clamp": "interventions.edits",
     "editing": "interventions.edit",
     "evaluate": "sae.evaluate",
     "explain_features": "features.explain",
@@ -50,9 +59,14 @@ _HOMES = {
     "make_task": "data.tasks",
     "open_corpus": "data.corpus",
     "open_store": "activations.store",
+    "project_out": "interventions.edits",
     "run": "pipeline.job",
+    "scale": "interventions.edits",
     "score_explanations": "features.detection",
     "shuffled": "activations.batches",
+    "splice": "interventions.edits",
+    "strength_for_kl": "interventions.strength",
+    "swap": "interventions.edits",
     "train_sae": "sae.dictionary",
 }
 __all__ = sorted([*_HOMES, "activations"])

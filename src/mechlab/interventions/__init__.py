@@ -1,1 +1,1 @@
-"""Edits at a site of a running model."""
+"""Edits at a site of a running model: what to do (edits), where (positions), how much (strength)."""
