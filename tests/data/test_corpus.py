@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 from transformers import AutoTokenizer
 
@@ -119,3 +122,164 @@ def test_corpus_shorter_than_one_context(tiny_model: Path, tiny_corpus: Path, tm
 def test_unknown_split(tiny_corpus: Path) -> None:
     with pytest.raises(MechlabError, match=r"unknown split: tset \(did you mean test\?"):
         next(open_corpus(tiny_corpus).documents("tset"))
+
+
+def test_the_bundled_texts_are_fable_itself() -> None:
+    from mechlab.data import fable
+
+    corpus = open_corpus("fable")
+    for split in SPLITS:
+        want = [document.text for document in fable.documents(split, count=60)]
+        got = list(itertools.islice(corpus.documents(split), 60))
+        assert [d.text for d in got] == want
+        for start in (1, 2, 3, 59, 100):
+            after = next(corpus.documents(split, start))
+            assert after.id >= start
+            assert after == next(d for d in got if d.id >= start)
+    assert list(corpus.documents("test", 10**9)) == []
+
+
+def test_ids_count_what_they_always_counted(tmp_path: Path) -> None:
+    """Blank lines take no number in a .jsonl; blank texts do; all kinds of line ends are read."""
+    rows = ['{"text": "zero"}', "", " \u00a0", '{"text": " "}', '{"text": "two"}']
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "a.jsonl").write_bytes(end.join(rows).encode())
+        assert _everything(open_corpus(tmp_path / "a.jsonl")) == {0: "zero", 2: "two"}
+        (tmp_path / "a.txt").write_bytes(end.join(["one", "and", "\u3000", "", "two", ""]).encode())
+        assert _everything(open_corpus(tmp_path / "a.txt")) == {0: "one\nand\n", 1: "two\n"}
+
+
+def _everything(corpus: Corpus) -> dict[int, object]:
+    return {d.id: d.text for split in SPLITS for d in corpus.documents(split)}
+
+
+def test_any_start_gives_what_is_left(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = [str(i) for i in range(40)]
+    for name, chosen in (("a", texts[:13]), ("c", texts[30:])):
+        table = pyarrow.table({"text": chosen})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=4)
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts[13:22]))
+    (tmp_path / "b.txt").write_text("\n\n".join(texts[22:30]))
+    corpus = open_corpus(tmp_path)
+    whole = list(corpus.documents("train"))
+    assert [str(d.text).strip() for d in whole] == [str(d.id) for d in whole]
+    for start in range(42):
+        assert list(corpus.documents("train", start)) == [d for d in whole if d.id >= start]
+
+
+def test_corrupt_rows_of_a_table(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    broken = pyarrow.Array.from_buffers(
+        pyarrow.string(),
+        2,
+        [None, pyarrow.py_buffer(b"\0\0\0\0\3\0\0\0\5\0\0\0"), pyarrow.py_buffer(b"one\xff\xfe")],
+    )
+    for name, column, why in (
+        ("utf8", broken, "corpus is not UTF-8"),
+        ("null", pyarrow.array(["one", None]), "no text column 'text'"),
+    ):
+        file = tmp_path / f"{name}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"text": column}), file)
+        assert split_of(0) == split_of(1) == "train"
+        with pytest.raises(MechlabError, match=rf"{why}.*{name}.parquet, row 1 .*or pass --skip-corrupt"):
+            list(open_corpus(file).documents("train"))
+        corpus = open_corpus(file, skip_corrupt=True)
+        assert _everything(corpus) == {0: "one"}
+        assert [number for number, _ in corpus.rows("train")] == [0, 1]
+
+
+def test_nothing_to_read_is_an_error_even_with_skipping(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{\n{\n")
+    with pytest.raises(MechlabError, match=r"no row that can be read: .*line 1: corpus row is not JSON"):
+        open_corpus(tmp_path / "a.jsonl", skip_corrupt=True)
+    (tmp_path / "a.jsonl").write_text("\n")
+    with pytest.raises(MechlabError, match="corpus is empty"):
+        open_corpus(tmp_path / "a.jsonl", skip_corrupt=True)
+
+
+def test_broken_bytes_are_named_by_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("one\n\n\nzwölf\nfünf ".encode() + b"\xff\xfe\n\nthree")
+    with pytest.raises(MechlabError, match=r"a.txt, line 5, byte 6 \(convert it to UTF-8 or pass"):
+        list(open_corpus(tmp_path / "a.txt").documents("train"))
+    assert _everything(open_corpus(tmp_path / "a.txt", skip_corrupt=True)) == {0: "one\n", 2: "three"}
+
+
+@pytest.mark.parametrize("where", ["end", "middle"])
+def test_a_damaged_parquet_file_is_not_a_row_to_skip(tmp_path: Path, where: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    file = tmp_path / "a.parquet"
+    texts = [f"{i} {'word ' * (i % 7)}" for i in range(5000)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), file, row_group_size=500)
+    data = bytearray(file.read_bytes())
+    if where == "end":
+        file.write_bytes(data[:-100])
+    else:
+        data[len(data) // 2 : len(data) // 2 + 2000] = b"\xff" * 2000
+        file.write_bytes(data)
+    with pytest.raises(MechlabError, match=r"corpus (is not a parquet file|cannot be read): .*a.parquet"):
+        list(open_corpus(file, skip_corrupt=True).documents("train"))
+
+
+def test_datasets_in_memory(tmp_path: Path) -> None:
+    rows = {"text": ["one", "two", None, "four"], "body": ["a", "b", "c", "d"]}
+    dataset = datasets.Dataset.from_dict(rows)
+    corpus = open_corpus(dataset, skip_corrupt=True)
+    assert _everything(corpus) == {0: "one", 1: "two", 3: "four"}
+    assert _everything(open_corpus(dataset.select([3, 0]))) == {0: "four", 1: "one"}
+    assert _everything(open_corpus(datasets.DatasetDict(train=dataset, x=dataset), column="body"))[3] == "d"
+    assert _everything(open_corpus(datasets.DatasetDict(x=dataset), column="body"))[2] == "c"
+    prints = {open_corpus(dataset, column="body").fingerprint, corpus.fingerprint}
+    prints.add(open_corpus(dataset.select([0, 1])).fingerprint)
+    assert len(prints) == 3
+    assert open_corpus(datasets.Dataset.from_dict(rows)).fingerprint == corpus.fingerprint
+    with pytest.raises(MechlabError, match=r"no text column 'txt': .* \(did you mean text\?"):
+        open_corpus(dataset, column="txt")
+    with pytest.raises(MechlabError, match="several parts and no train: a, b"):
+        open_corpus(datasets.DatasetDict(a=dataset, b=dataset))
+    with pytest.raises(MechlabError, match="corpus is empty"):
+        open_corpus(datasets.Dataset.from_dict({"text": []}))
+    with pytest.raises(MechlabError, match="neither a path nor a dataset: list"):
+        open_corpus(["one", "two"])
+
+
+def test_saved_datasets(tmp_path: Path) -> None:
+    dataset = datasets.Dataset.from_dict({"text": [f"number {i}" for i in range(50)]})
+    dataset.save_to_disk(str(tmp_path / "one"), num_shards=2)
+    datasets.DatasetDict(train=dataset, test=dataset).save_to_disk(str(tmp_path / "more"))
+    one, more = open_corpus(tmp_path / "one"), open_corpus(str(tmp_path / "more"))
+    assert _everything(one) == _everything(more) == {i: f"number {i}" for i in range(50)}
+    assert one.fingerprint == open_corpus(tmp_path / "one").fingerprint
+    other = datasets.Dataset.from_dict({"text": ["other"]})
+    other.save_to_disk(str(tmp_path / "other"))
+    assert open_corpus(tmp_path / "other").fingerprint != one.fingerprint
+    (tmp_path / "one" / "dataset_info.json").write_text("{")
+    with pytest.raises(MechlabError, match=r"saved dataset cannot be read: .*one"):
+        open_corpus(tmp_path / "one")
+
+
+def test_streams(tmp_path: Path) -> None:
+    def rows(count: int, stop: int) -> Iterator[dict[str, object]]:
+        for i in range(count):
+            if i == stop:
+                raise ConnectionError("the line went dead")
+            yield {"text": f"number {i}" if i != 7 else None}
+
+    def stream(count: int = 30, stop: int = -1) -> datasets.IterableDataset:
+        return datasets.IterableDataset.from_generator(rows, gen_kwargs={"count": count, "stop": stop})
+
+    corpus = open_corpus(stream(), skip_corrupt=True)
+    assert _everything(corpus) == {i: f"number {i}" for i in range(30) if i != 7}
+    assert corpus.fingerprint == open_corpus(stream()).fingerprint
+    assert corpus.fingerprint != open_corpus(stream(8)).fingerprint
+    with pytest.raises(MechlabError, match=r"stopped in mid-stream: .*row 25: the line went dead"):
+        list(open_corpus(stream(30, 25), skip_corrupt=True).documents("train"))
+    with pytest.raises(MechlabError, match="no text column 'txt'"):
+        open_corpus(stream(), column="txt")
+    open_corpus(datasets.IterableDatasetDict({"train": stream()}))
