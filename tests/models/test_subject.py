@@ -9,55 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mechlab.activations.capture import activations
 from mechlab.errors import MechlabError
 from mechlab.models.subject import Subject, load_model, resolve_device
-from tiny import TINY, save_tiny_model, save_tokenizer
+from tiny import save_tiny_model, save_tokenizer
 
 TEXTS = ["the cat sat on a mat .", "a red dog ran"]
-
-
-@pytest.fixture(scope="session", params=sorted(TINY))
-def any_subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    return load_model(save_tiny_model(tmp_path_factory.mktemp(request.param) / "m", request.param))
-
-
-def bridge_values(subject: Subject, text: str) -> dict[str, torch.Tensor]:
-    bridge = subject.bridge()
-    _, cache = bridge.run_with_cache(subject.tokens(text)[None])
-    return dict(cache.items())
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_every_site_equals_the_bridge(any_subject: Subject) -> None:
-    subject = any_subject
-    found = activations(subject, TEXTS, list(subject.sites))
-    for i, text in enumerate(TEXTS):
-        length = len(subject.tokens(text))
-        cache = bridge_values(subject, text)
-        for name, values in found.items():
-            torch.testing.assert_close(
-                values[i : i + 1, :length], cache[name], atol=1e-5, rtol=1e-4, msg=name
-            )
-            assert not values[i, length:].any()
-
-
-def test_the_bridge_leaves_the_module_alone(any_subject: Subject) -> None:
-    tokens = any_subject.tokens(TEXTS[0])[None]
-    before = any_subject.logits(tokens)
-    names = [name for name, _ in any_subject.module.named_modules()]
-    any_subject.bridge()
-    assert torch.equal(any_subject.logits(tokens), before)
-    assert [name for name, _ in any_subject.module.named_modules()] == names
-
-
-def test_real_model_with_grouped_query_attention_equals_the_bridge(stories_model: Path) -> None:
-    subject = load_model(stories_model)
-    text = "Once upon a time, there was a little girl named Lily."
-    found = activations(subject, text, list(subject.sites))
-    cache = bridge_values(subject, text)
-    for name, values in found.items():
-        torch.testing.assert_close(values, cache[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_module_is_untouched(tiny_model: Path) -> None:
@@ -86,6 +42,105 @@ def test_chat_template_adds_no_second_bos(tiny_model: Path) -> None:
     assert subject.tokens(chat).tolist() == [2, 3, 4]
     subject.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     assert subject.tokens(chat).tolist() == [2, 3, 4]
+
+
+APPENDING = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'] }} , {{ m['content'] }} . {% endfor %}"
+    "{% if add_generation_prompt %}assistant , {% endif %}"
+)
+CHAT = [
+    {"role": "user", "content": "the cat"},
+    {"role": "assistant", "content": "sat down"},
+    {"role": "user", "content": "and it"},
+    {"role": "assistant", "content": "fell"},
+]
+
+
+def with_template(path: Path, template: str) -> Subject:
+    subject = load_model(path)
+    subject.tokenizer.chat_template = template
+    return subject
+
+
+GENERATION = APPENDING.replace(
+    "{{ m['content'] }}",
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+    "{% else %}{{ m['content'] }}{% endif %}",
+)
+
+
+@pytest.mark.parametrize("template", [APPENDING, APPENDING.replace("{{ bos_token }}", ""), GENERATION])
+def test_tokens_of_assistant_turns(tiny_model: Path, template: str) -> None:
+    subject = with_template(tiny_model, template)
+    tokens, assistant = subject.chat_tokens(CHAT)
+    assert torch.equal(tokens, subject.tokens(CHAT))
+    assert tokens.tolist().count(subject.bos) == 1
+    words = subject.tokenizer.convert_ids_to_tokens(tokens[assistant].tolist())
+    # The header of a turn is not of it, its end is.
+    assert words == ["sat", "down", ".", "fell", "."]
+    ids, flags = subject.chat_rows(CHAT)
+    assert [subject.bos, *ids] == tokens.tolist()
+    assert [False, *flags] == assistant.tolist()
+
+
+def test_assistant_turns_of_a_byte_level_tokenizer(tiny_model: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    subject = load_model(tiny_model)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.chat_template = APPENDING.replace("{{ bos_token }}", "")
+    subject = Subject("bytes", subject.module, tokenizer, subject.sites)
+    tokens, assistant = subject.chat_tokens([CHAT[0], {"role": "assistant", "content": "žluť 🐈 ok"}])
+    assert tokenizer.decode(tokens[assistant]) == "žluť 🐈 ok . "
+
+
+def test_assistant_turns_of_the_real_tokenizer(stories_model: Path) -> None:
+    subject = with_template(
+        stories_model,
+        "{% for m in messages %}{% if m['role'] == 'user' %}[{{ m['content'] }}]"
+        "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}",
+    )
+    tokens, assistant = subject.chat_tokens(CHAT)
+    text = subject.tokenizer.decode(tokens[assistant])
+    assert text.replace("</s>", "|").split() == ["sat", "down|", "fell|"] or text == "sat down</s> fell</s>"
+
+
+def test_templates_that_hide_the_turns(tiny_model: Path) -> None:
+    last_only = (
+        "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}{{ m['content'] }} {% endif %}"
+    )
+    subject = with_template(tiny_model, last_only + "{% endfor %}")
+    with pytest.raises(MechlabError, match=r"rewrites earlier turns.*turn 1: 'sat down'"):
+        subject.chat_tokens(CHAT)
+    with pytest.raises(MechlabError, match=r"opens with an assistant turn.*: 'sat down'"):
+        subject.chat_tokens(CHAT[1:])
+    subject = with_template(tiny_model, "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(MechlabError, match="template refuses the messages: roles must alternate"):
+        subject.chat_tokens(CHAT)
+    subject.tokenizer.chat_template = None
+    with pytest.raises(MechlabError, match="no chat template"):
+        subject.chat_tokens(CHAT)
+
+
+def test_class_token_stands_in_for_bos(tmp_path: Path) -> None:
+    subject = load_model(save_tiny_model(tmp_path / "bert", "bert"))
+    assert subject.bos == 2
+    subject.tokenizer.bos_token = None
+    assert subject.bos is None
+    subject.tokenizer.cls_token = "<unk>"
+    assert subject.tokens("the cat").tolist() == [1, 3, 4]
+    assert not subject.causal
+
+
+def test_special_tokens(tiny_model: Path) -> None:
+    subject = load_model(tiny_model)
+    assert subject.special_tokens.nonzero()[:, 0].tolist() == [0, 1]
+    assert len(subject.special_tokens) == 20
 
 
 def test_fingerprint_sees_weights_dtype_and_tokenizer_but_not_the_place(

@@ -201,7 +201,7 @@ def _hook(site: Site, keep: Keep, batch: Sequence[int], *, stop: bool) -> Callab
     def hook(_: Any, *values: Any) -> None:
         # Hooks of inputs get (arguments,), hooks of outputs (arguments, output).
         value = read(values[-1]).detach()
-        if len(value) != batch[0]:  # learned positions are computed once for all rows
+        if len(value) < batch[0]:  # learned positions are computed once for all rows
             value = value.expand(batch[0], *value.shape[1:])
         keep(name, value)
         if stop:

@@ -49,6 +49,12 @@ def chat_rows(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], l
     turns = []
     for i, message in enumerate(messages):
         if message.get("role") == "assistant":
+            if i == 0:
+                raise MechlabError(
+                    "chat opens with an assistant turn, so its start cannot be told apart",
+                    repr(message["content"][:40]),
+                    "put a user or system message before it",
+                )
             start = render_chat(tokenizer, messages[:i], start_reply=True)
             end = render_chat(tokenizer, messages[: i + 1])
             if not (whole.startswith(start) and whole.startswith(end) and len(start) <= len(end)):

@@ -86,7 +86,7 @@ class Site:
         """The site's tensor out of what a TransformerLens bridge's hook of this name gets."""
         return self._own_head(value if self.pattern or value.ndim == 3 else value.flatten(2))
 
-    def write(self, value: Any, new: Float[Tensor, "batch pos dim"]) -> Any:
+    def write(self, value: Any, new: Float[Tensor, "batch *axes"]) -> Any:
         """What a hook on the site's module should give back so that the site holds ``new``.
 
         Nothing is changed in place, and gradients flow to ``new`` and to the rest of ``value``.
