@@ -6,14 +6,22 @@ import pytest
 import torch
 
 from mechlab.models.subject import Subject, load_model
-from tiny import save_tiny_model
+from tiny import TINY, save_tiny_model
+
+MAIN = ("gpt2", "gpt_neox", "llama")
 
 
-@pytest.fixture(scope="session", params=["gpt2", "gpt_neox", "llama", "fable"])
+@pytest.fixture(scope="session", params=[*MAIN, "fable"])
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     if request.param == "fable":
         return load_model("fable")
     return load_model(save_tiny_model(tmp_path_factory.mktemp("edits") / request.param, request.param))
+
+
+@pytest.fixture(scope="session", params=[name for name in TINY if name not in MAIN])
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The other architectures: sliding windows, norms of queries, masked language models."""
+    return load_model(save_tiny_model(tmp_path_factory.mktemp("others") / request.param, request.param))
 
 
 @pytest.fixture(scope="session")

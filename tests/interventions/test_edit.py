@@ -34,6 +34,19 @@ def test_identities_change_no_logit_at_any_site(subject: Subject, tokens: torch.
                 assert torch.equal(subject.logits(tokens), before), (name, what)
 
 
+def test_every_architecture_can_be_edited_at_every_site(other: Subject) -> None:
+    tokens = torch.arange(3, 19).view(2, 8)
+    before = other.logits(tokens)
+    for name, site in other.sites.items():
+        for part in (name, *([f"{name}:1"] if (site.heads or 1) > 1 else [])):
+            if site.editable:
+                with editing(other, part, add(vector(other.site(part).dim), 0.0)):
+                    assert torch.equal(other.logits(tokens), before), part
+                with editing(other, part, clamp(vector(other.site(part).dim), 3.0), slice(2, 5)):
+                    assert not torch.allclose(other.logits(tokens), before, atol=1e-3), part
+    assert hooks(other) == 0
+
+
 @pytest.mark.parametrize("site", KINDS)
 def test_splice_with_its_error_changes_no_logit(subject: Subject, tokens: torch.Tensor, site: str) -> None:
     dim = subject.site(site).dim

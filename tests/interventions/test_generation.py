@@ -74,6 +74,21 @@ def test_generation_equals_full_forwards(
     assert hooks(subject) == 0
 
 
+def test_other_caches_tell_positions_too(other: Subject) -> None:
+    """Sliding windows forget columns but go on counting them."""
+    if not other.causal:
+        pytest.skip("cannot generate")
+    tokens = torch.arange(3, 17).view(2, 7)
+    for site in ("blocks.0.hook_resid_post", "blocks.0.attn.hook_v"):
+        edit = clamp(vector(other.site(site).dim), 5.0)
+        for positions in (slice(1, 9), slice(10, None)):
+            with editing(other, site, edit, positions):
+                got = generated(other, tokens)
+            want = without_cache(other, tokens, site, edit, positions)
+            torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-4)
+            assert not torch.allclose(got, generated(other, tokens), atol=1e-2)
+
+
 def test_every_kind_of_edit_while_generating(subject: Subject, tokens: torch.Tensor) -> None:
     site = "blocks.0.hook_resid_post"
     dim = subject.site(site).dim
