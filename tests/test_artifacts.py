@@ -119,7 +119,7 @@ def test_unfinished_work_is_resumed_only_under_the_same_plan(tmp_path: Path) -> 
     with pytest.raises(MechlabError, match="unfinished"):
         open_artifact(tmp_path / "a")
     with (
-        pytest.raises(MechlabError, match="holds an unfinished thing made with another seed: 0, not 9"),
+        pytest.raises(MechlabError, match="holds the unfinished thing made with another seed: 0, not 9"),
         writing(tmp_path / "a", "thing", **{**PLAN, "seed": 9}),
     ):
         pass

@@ -257,7 +257,7 @@ def _prepare(path: Path, work: Path, plan: Manifest, overwrite: bool) -> Artifac
         )
     if not _has_plan(work, plan):
         if not overwrite and {entry.name for entry in work.iterdir()} > {_LOCK, _PLAN}:
-            _refuse_difference(path, _read_plan(work / _PLAN), plan, "an unfinished ")
+            _refuse_difference(path, _read_plan(work / _PLAN), plan, "the unfinished ")
         _clear(work)
         write_atomic(work / _PLAN, plan._plan())
     return None
@@ -293,7 +293,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise MechlabError("manifest cannot be read", path, "make the artifact again") from error
 
 
-def _refuse_difference(path: Path, there: Manifest, plan: Manifest, state: str = "a ") -> None:
+def _refuse_difference(path: Path, there: Manifest, plan: Manifest, state: str = "the ") -> None:
     if there.kind != plan.kind:
         raise MechlabError(f"{path} holds another kind of artifact", there.kind, "choose another --out")
     for role in sorted(there.inputs.keys() | plan.inputs.keys()):
@@ -305,7 +305,7 @@ def _refuse_difference(path: Path, there: Manifest, plan: Manifest, state: str =
                 "choose another --out, or pass --overwrite",
             )
     old_config, new_config = {**there.config, "seed": there.seed}, {**plan.config, "seed": plan.seed}
-    for key in sorted(old_config.keys() | new_config.keys()):
+    for key in [*new_config, *sorted(old_config.keys() - new_config.keys())]:
         if old_config.get(key) != new_config.get(key):
             raise MechlabError(
                 f"{path} holds {state}{there.kind} made with another {key}",

@@ -167,7 +167,7 @@ def test_output_directory_of_another_kind_model_or_config(
     assert "holds another kind of artifact: dictionary" in fails(
         capsys, *small(tiny_model, tiny_corpus, finished / "sae")
     )
-    assert "holds a run made from another model" in fails(capsys, *words, "--model", stories_model)
+    assert "holds the run made from another model" in fails(capsys, *words, "--model", stories_model)
     assert "made with another" in fails(capsys, *words, "--seed", "5")
 
 

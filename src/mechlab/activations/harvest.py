@@ -126,11 +126,11 @@ def harvest(
         "split": split,
         "tokens": tokens,
         "n_ctx": plan.n_ctx,
-        "batch": plan.batch,
-        "shard_contexts": plan.shard_contexts,
         "pack": pack,
         "bos": bos if subject.bos is not None else "none",
         "select": asdict(plan.select),
+        "batch": plan.batch,
+        "shard_contexts": plan.shard_contexts,
     }
     inputs = {"model": subject.fingerprint, "corpus": corpus.fingerprint}
 
@@ -331,7 +331,10 @@ def _publish(writer: Writer, plan: Plan, model: str, source: str, tokens: int) -
     entries = read_journals(writer.work)
     rows = sum(entry["rows"] for entry in entries)
     if rows == 0:
-        raise MechlabError("corpus has no tokens to store in this split", source, "add documents")
+        for leftover in [*writer.work.glob("journal-*"), *(writer.work / e["name"] for e in entries)]:
+            leftover.unlink()  # nothing here is worth going on from
+        remedy = "its column must hold chats" if plan.select.assistant else "add documents"
+        raise MechlabError("corpus has no tokens to store in this split", source, remedy)
     if rows < tokens:
         warnings.warn(f"corpus ended after {rows:,} of {tokens:,} tokens ({source})", stacklevel=4)
     write_atomic(writer.work / SHARDS, "".join(json.dumps(entry) + "\n" for entry in entries))

@@ -149,7 +149,9 @@ class Shard:
         scalars = {}
         for site in self._sites:
             self._check(site.name)
-            partial = self._statistics[site.name].partial(self.rows, self._values[site.name])
+            partial = self._statistics[site.name].partial(
+                self.rows, lambda rows, name=site.name: self._stored(name, rows)
+            )
             tensors[site.name + STATISTICS] = partial.moments
             scalars[site.name] = partial.scalars()
         digest = write_tensors(path, tensors)
@@ -161,6 +163,10 @@ class Shard:
             "sha256": digest,
             "statistics": scalars,
         }
+
+    def _stored(self, site: str, rows: Int[Tensor, "some"]) -> Float[Tensor, "some dim"]:
+        values = self._values[site][rows]
+        return dequantise(values, self._values[site + SCALE][rows]) if self._storage == "int8" else values
 
     def _check(self, site: str) -> None:
         finite = self._statistics[site].square[: self.rows].cpu().isfinite()

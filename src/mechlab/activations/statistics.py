@@ -8,12 +8,12 @@ did the work.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from mechlab_kernels.moments import moments
@@ -43,7 +43,7 @@ class Partial:
     massive: int
     lost: float
 
-    def scalars(self) -> dict[str, float]:
+    def scalars(self) -> dict[str, int | float]:
         """All but the moments, as plain numbers."""
         return {
             "rows": self.rows,
@@ -80,10 +80,12 @@ class Accumulator:
         if kept is not None:
             self._lost += (x.to(torch.float32) - kept.to(torch.float32)).square().sum()
 
-    def partial(self, rows: int, values: Float[Tensor, "row dim"]) -> Partial:
+    def partial(
+        self, rows: int, stored: Callable[[Int[Tensor, "some"]], Float[Tensor, "some dim"]]
+    ) -> Partial:
         """The statistics of the first ``rows`` rows, which must be all that were added.
 
-        ``values`` are the stored rows; they are looked at only where an entry is large.
+        ``stored`` gives rows by number; it is asked for those with a large entry.
         """
         if self._shift is None:
             return Partial(self._sums.cpu(), 0, 0.0, 0.0, 0, 0.0)
@@ -93,7 +95,7 @@ class Accumulator:
         deviation = (second - first * first / rows).clamp_min(0)
         largest = self._largest[:rows].cpu()
         candidates = (largest > _MASSIVE).nonzero()[:, 0]
-        median = values[candidates].float().abs().median(-1).values if len(candidates) else largest[:0]
+        median = stored(candidates).float().abs().median(-1).values if len(candidates) else largest[:0]
         return Partial(
             moments=torch.stack([mean, deviation]),
             rows=rows,
