@@ -94,7 +94,7 @@ def test_resumed_anywhere_the_next_batches_are_the_same(
         for batch in batches:
             whole.append(batch)
             states.append(batches.state())
-    for at in sorted(draw.sample(range(len(states)), 6)) + [0, 1, len(whole) - 1, len(whole)]:
+    for at in [*draw.sample(range(len(states)), 6), 0, 1, len(whole) - 1, len(whole)]:
         with shuffled(source_of(kind, store, subject, corpus), **settings, state=states[at]) as resumed:
             assert same(list(resumed), whole[at:]), at
 

@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mechlab.activations.capture import read_sites
-from mechlab.activations.store import Store, harvest
+from mechlab.activations.harvest import harvest
+from mechlab.activations.store import Store
 from mechlab.data.corpus import Corpus, open_corpus
 from mechlab.data.stream import contexts
 from mechlab.errors import MechlabError

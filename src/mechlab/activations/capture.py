@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,8 +146,8 @@ def reading(subject: Subject, sites: Sequence[str], keep: Keep) -> Iterator[Run]
     the only kind that computes patterns. With a site that only the TransformerLens bridge has,
     all are read from the bridge, which sees no hooks on the module.
 
-    Hooks are removed on the way out, also after an exception.
-    Raises MechlabError when a site does not exist.
+    Forwards of other threads are left alone. Hooks are removed on the way out, also after an
+    exception. Raises MechlabError when a site does not exist.
     """
     wanted = [subject.site(name) for name in dict.fromkeys(sites)]
     if any(site.side == "bridge" for site in wanted):
@@ -197,8 +198,12 @@ def hooks(
 
 def _hook(site: Site, keep: Keep, batch: Sequence[int], *, stop: bool) -> Callable[..., None]:
     name, read = site.name, site.read
+    # Batches are made in a background thread while others use the model; their forwards are not ours.
+    thread, current_thread = threading.get_ident(), threading.get_ident
 
     def hook(_: Any, *values: Any) -> None:
+        if current_thread() != thread:
+            return
         # Hooks of inputs get (arguments,), hooks of outputs (arguments, output).
         value = read(values[-1]).detach()
         if len(value) < batch[0]:  # learned positions are computed once for all rows

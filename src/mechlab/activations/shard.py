@@ -7,6 +7,7 @@ is written.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,7 @@ class Shard:
         for site in self._sites:
             self._check(site.name)
             partial = self._statistics[site.name].partial(
-                self.rows, lambda rows, name=site.name: self._stored(name, rows)
+                self.rows, functools.partial(self._stored, site.name)
             )
             tensors[site.name + STATISTICS] = partial.moments
             scalars[site.name] = partial.scalars()
