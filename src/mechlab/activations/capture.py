@@ -73,15 +73,20 @@ def activations(
     Raises MechlabError when a site does not exist, there is no text, a text is longer than the
     model's context, or assistant turns are wanted of a text that is no chat.
     """
-    several = texts if not isinstance(texts, str) and not (texts and isinstance(texts[0], dict)) else [texts]
     sites = [sites] if isinstance(sites, str) else list(sites)
-    tokens, mask, assistant = _batch(subject, several, turns=select.assistant)
+    tokens, mask, assistant = _batch(subject, as_list(texts), turns=select.assistant)
     chosen = select.chosen(subject, tokens, mask, assistant)
     values = {
         name: tidy(subject.site(name), value, chosen)
         for name, value in read_sites(subject, tokens, sites, mask).items()
     }
     return Activations(values, tokens, mask, chosen)
+
+
+def as_list(texts: str | Chat | Sequence[str | Chat]) -> list[Any]:
+    """One text (a string or a chat) or several, as a list of texts."""
+    one = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], dict))
+    return [texts] if one else list(texts)
 
 
 def tidy(

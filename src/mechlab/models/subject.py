@@ -115,12 +115,16 @@ class Subject:
             raise MechlabError("head is not a number", name, f"as in {base}:0")
         return site.one_head(int(head))
 
-    def tokens(self, text: str | Chat) -> Int[Tensor, "pos"]:
+    def tokens(self, text: str | Chat, *, start_reply: bool = False) -> Int[Tensor, "pos"]:
         """Token ids of a text, or of a chat given as a list of {"role", "content"}, with BOS exactly once.
 
+        With ``start_reply`` a chat ends where the assistant's next turn begins.
         Raises MechlabError for a chat when the tokenizer has no chat template.
         """
-        written = text if isinstance(text, str) else render_chat(self.tokenizer, text)
+        if isinstance(text, str):
+            written = text
+        else:
+            written = render_chat(self.tokenizer, text, start_reply=start_reply)
         ids = self.tokenizer.encode(written, add_special_tokens=False)
         if self.bos is not None and ids[:1] != [self.bos]:
             ids = [self.bos, *ids]
