@@ -16,6 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from mechlab.data.corpus import SPLITS, Corpus, open_corpus
+from mechlab.data.rows import Fault
 from mechlab.data.stream import BOS_POLICIES, Contexts, Position, contexts
 from mechlab.errors import MechlabError
 
@@ -266,16 +267,33 @@ def test_corrupt_rows_are_skipped_counted_and_named_once(tmp_path: Path, bos: st
         whole = list(contexts(corpus, split, Numbers(), n_ctx=8, batch=batch, pack=pack, bos=bos))
         faults = [fault for each in whole for fault in each.faults]
         assert whole[-1].next.corrupt == len(faults) == len(set(faults))
-        for i, stop in list(enumerate(whole))[:: max(1, len(whole) // 5)]:
-            rest = contexts(
-                corpus, split, Numbers(), n_ctx=8, batch=batch, pack=pack, bos=bos, start=stop.next
-            )
-            assert all(same(a, b) for a, b in zip(rest, whole[i + 1 :], strict=True))
         named += faults if batch == 5 else []
     assert len(named) == len(why)
     for i, reason in why.items():
         (found,) = [fault for fault in named if re.match(rf"{file}, line {2 * i + 1}\b", fault)]
         assert reason in found
+
+
+@pytest.mark.parametrize(("bos", "pack"), POLICIES)
+@pytest.mark.parametrize("group", [1, 16])
+def test_faults_are_told_once_wherever_a_stream_goes_on(
+    tmp_path: Path, group: int, bos: str, pack: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mechlab.data.stream._FIRST", group)
+    monkeypatch.setattr("mechlab.data.stream._DOCUMENTS", group)
+    dice = random.Random(group)
+    lines = [dice.choice([json.dumps({"text": text}), "{"]) for text in random_texts(group, 60)] + ["{"] * 9
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    corpus = open_corpus(tmp_path / "a.jsonl", skip_corrupt=True)
+    corrupt = sum(isinstance(row, Fault) for _, row in corpus.rows("train"))
+    for n_ctx, batch in ((5, 1), (5, 3), (50, 2)):
+        settings = {"n_ctx": n_ctx, "batch": batch, "bos": bos, "pack": pack, "threads": False}
+        whole = list(contexts(corpus, "train", Numbers(), **settings))
+        assert sum(len(each.faults) for each in whole) == whole[-1].next.corrupt == corrupt > 20
+        for i, stop in enumerate(whole):
+            rest = list(contexts(corpus, "train", Numbers(), start=stop.next, **settings))
+            assert len(rest) == len(whole) - i - 1
+            assert all(same(a, b) for a, b in zip(rest, whole[i + 1 :], strict=True))
 
 
 def test_the_first_corrupt_row_ends_a_stream_after_the_batches_before_it(tmp_path: Path) -> None:
