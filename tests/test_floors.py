@@ -33,7 +33,7 @@ FLOORS = {
     "mechlab.dashboards": 9,
     "mechlab.pipeline": 10,
     "mechlab.cli": 11,
-    "mechlab.bench": 11,
+    "mechlab.bench": 10,
     "mechlab.__main__": 12,
 }
 # The ground floor of mechlab builds on its own error type, and artifacts on whole files.

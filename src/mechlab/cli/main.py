@@ -32,6 +32,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "model info": ("mechlab.cli.model", "info", "sites, sizes and fingerprint of a model"),
     "model train-fable": ("mechlab.cli.model", "train", "train the bundled model from scratch"),
     "model check-fable": ("mechlab.cli.model", "check", "measure every behaviour of the bundled model"),
+    "bench harvest": (
+        "mechlab.cli.bench",
+        "harvest",
+        "what harvesting costs beside the bare forward and SAELens",
+    ),
 }
 
 
