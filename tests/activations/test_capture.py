@@ -180,6 +180,18 @@ def test_sites_of_the_bridge_are_read_with_the_rest(subject: Subject) -> None:
     torch.testing.assert_close(scores.softmax(-1), pattern, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_bridge_of_a_bidirectional_model_gets_the_mask(tmp_path: Path) -> None:
+    bert = load_model(save_tiny_model(tmp_path / "m", "bert"))
+    tokens, mask = torch.tensor([[2, 3, 4, 4], [2, 5, 6, 7]]), torch.ones(2, 4, dtype=torch.bool)
+    mask[0, 3] = False
+    names = ["blocks.1.hook_resid_post", "blocks.1.ln1.hook_normalized"]
+    found = read_sites(bert, tokens, names, mask)[names[0]]
+    torch.testing.assert_close(found, read_sites(bert, tokens, names[:1], mask)[names[0]], atol=1e-5, rtol=0)
+    with pytest.raises(MechlabError, match=r"bridge does not compute this site: blocks\.0\.mlp\.hook_in"):
+        read_sites(bert, tokens, ["blocks.0.mlp.hook_in", names[1]], mask)
+
+
 def test_the_bridge_is_not_read_while_the_module_has_hooks(subject: Subject) -> None:
     with (
         editing(subject, "blocks.0.hook_resid_pre", lambda value: value * 2),
