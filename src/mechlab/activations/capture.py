@@ -151,7 +151,8 @@ def reading(subject: Subject, sites: Sequence[str], keep: Keep) -> Iterator[Run]
     the only kind that computes patterns. With a site that only the TransformerLens bridge has,
     all are read from the bridge, which sees no hooks on the module.
 
-    Forwards of other threads are left alone. Hooks are removed on the way out, also after an
+    ``run`` belongs to the thread that opened the block, and forwards of other threads are left
+    alone. Hooks are removed on the way out, also after an
     exception. Raises MechlabError when a site does not exist.
     """
     wanted = [subject.site(name) for name in dict.fromkeys(sites)]
@@ -161,8 +162,11 @@ def reading(subject: Subject, sites: Sequence[str], keep: Keep) -> Iterator[Run]
     eager = any(site.pattern for site in wanted)
     batch = [1]
     with hooks(subject, wanted, keep, batch, stop=True):
+        opener = threading.get_ident()
 
         def run(tokens: Tensor, mask: Tensor | None = None) -> None:
+            if threading.get_ident() != opener:
+                raise RuntimeError("a forward was asked for in a thread that did not open the reading")
             batch[0] = len(tokens)
             options: dict[str, Any] = {"use_cache": False}
             # A causal model cannot see padding on the right, and a mask would cost the attention

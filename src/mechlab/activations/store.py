@@ -82,7 +82,9 @@ class ShardView:
             return safe_open(str(self.path), framework="pt")
         except (SafetensorError, OSError) as error:
             raise MechlabError(
-                "shard cannot be read", self.path, "repair the store: mechlab activations verify --repair"
+                "shard cannot be read",
+                self.path,
+                f"mechlab activations verify {self.path.parent} --repair makes it again",
             ) from error
 
 
@@ -134,7 +136,14 @@ class Store:
 
 def open_store(path: Path | str) -> Store:
     """Open the store at ``path``; MechlabError when there is none or it is damaged."""
-    artifact = open_artifact(path, KIND)
+    try:
+        artifact = open_artifact(path, KIND)
+    except MechlabError as error:
+        if "cut short" not in error.what:
+            raise
+        raise MechlabError(
+            error.what, error.value, f"mechlab activations verify {path} --repair makes it again"
+        ) from None
     if SHARDS not in artifact.manifest.files:
         raise MechlabError("store was made by an older version", path, "harvest again with --overwrite")
     return Store(artifact)
