@@ -229,9 +229,9 @@ def fill(
         last = done[number - 1]
         rows, first = last["first_row"] + last["rows"], last["first_context"] + last["contexts"]
         start = Position(**last["next"])
+    batches = iter(stream(start))
     if progress:
         progress(rows, tokens)
-    batches = iter(stream(start))
     per_shard = plan.shard_contexts // plan.batch
     with making(subject, plan, work, work / JOURNAL.format(ranks.rank)) as make:
         while rows < tokens and (group := list(itertools.islice(batches, per_shard))):
