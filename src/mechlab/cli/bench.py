@@ -148,4 +148,4 @@ def _text(payload: dict[str, Any]) -> str:
             table.add_row(label, f"{each['value']:.3f}", f"{each['goal']:.2f}", verdict)
     console.print(table)
     assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip()
+    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
