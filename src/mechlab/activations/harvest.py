@@ -87,7 +87,6 @@ def harvest(
     select: Selection | None = None,
     pack: bool = False,
     bos: str = "each",
-    seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Store:
@@ -107,7 +106,6 @@ def harvest(
         select: which tokens to store; all but BOS by default.
         pack: fill contexts with several documents.
         bos: where BOS is put, see ``mechlab.data.stream.contexts``.
-        seed: recorded only; nothing here is random.
         progress: called with (rows so far, rows wanted).
 
     Raises MechlabError for a missing site, a context longer than the model's, an output
@@ -134,14 +132,15 @@ def harvest(
     }
     inputs = {"model": subject.fingerprint, "corpus": corpus.fingerprint}
 
-    def stream(start: Position) -> Iterator[Contexts]:
+    def stream(start: Position) -> Generator[Contexts, None, None]:
         return open_stream(subject, corpus, split, plan, pack=pack, bos=bos, start=start)
 
+    stream(Position()).close()  # its mistakes come before any directory is made
     out = Path(out)
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(together())
 
-        work = writing(out, KIND, config=config, seed=seed, inputs=inputs, overwrite=overwrite)
+        work = writing(out, KIND, config=config, seed=0, inputs=inputs, overwrite=overwrite)
         writers: list[Writer] = []
 
         def begin() -> bool:

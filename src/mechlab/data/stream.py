@@ -26,7 +26,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mechlab.data.ahead import ahead
-from mechlab.data.corpus import Corpus
+from mechlab.data.corpus import SPLITS, Corpus
 from mechlab.data.rows import Chat, Content, Fault
 from mechlab.errors import MechlabError, near
 
@@ -118,6 +118,8 @@ def contexts(
     """
     if bos not in BOS_POLICIES:
         raise MechlabError("unknown BOS policy", bos, near(bos, BOS_POLICIES))
+    if split not in SPLITS:
+        raise MechlabError("unknown split", split, near(split, SPLITS))
     token = None if bos == "none" else bos_token(tokenizer)
     again = token is not None and bos == "each"
     if n_ctx < 1 + again:

@@ -217,7 +217,6 @@ class _Job:
             tokens=tokens,
             split=split,
             n_ctx=self.n_ctx,
-            seed=self.config.seed,
             overwrite=self.config.overwrite,
             progress=lambda done, total: self.progress(
                 "harvest" if split == "train" else f"harvest {split}", done, total, {}
