@@ -46,7 +46,16 @@ def moments(x: Float[Tensor, "row dim"], shift: Float[Tensor, "dim"]) -> Moments
     rows, dim = x.shape
     first, second = np.zeros(dim, np.float32), np.zeros(dim, np.float32)
     square, largest = np.empty(rows, np.float32), np.empty(rows, np.float32)
-    _one_pass(x.contiguous().numpy(), shift.contiguous().numpy(), first, second, square, largest)
+    values = x.contiguous().numpy()
+    _one_pass(
+        values,
+        values.view(np.int32),
+        shift.contiguous().numpy(),
+        first,
+        second,
+        square,
+        largest.view(np.int32),
+    )
     return Moments(*(torch.from_numpy(part) for part in (first, second, square, largest)))
 
 
@@ -56,18 +65,21 @@ def moments_reference(x: Float[Tensor, "row dim"], shift: Float[Tensor, "dim"]) 
     return Moments(apart.sum(0), apart.square().sum(0), x.square().sum(1), x.abs().amax(1))
 
 
-# Reassociation lets the compiler use vector registers for the sums; NaN and infinity keep their meaning.
+# Reassociation lets the compiler use vector registers for the sums; NaN and infinity keep their
+# meaning. Magnitudes are compared as integers, which order alike (NaN above infinity): a maximum of
+# floats would stay scalar for the sake of NaN, at a fifth of the speed.
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 @no_type_check
-def _one_pass(x, shift, first, second, square, largest):
+def _one_pass(x, bits, shift, first, second, square, largest):
     for i in range(x.shape[0]):
-        total, most = np.float32(0), np.float32(0)
+        total, most = np.float32(0), np.int32(0)
         for j in range(x.shape[1]):
             value = x[i, j]
             apart = value - shift[j]
             first[j] += apart
             second[j] += apart * apart
             total += value * value
-            most = max(most, abs(value))
+            magnitude = bits[i, j] & np.int32(0x7FFFFFFF)
+            most = magnitude if magnitude > most else most
         square[i] = total
         largest[i] = most

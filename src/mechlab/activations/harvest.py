@@ -52,7 +52,7 @@ Make = Callable[[list[tuple[Contexts, Rows]], dict[str, Any]], Iterator[int]]
 
 # A shard is the unit of writing and of resuming: large enough to write at full speed, small
 # enough that two fit in memory and a kill costs little.
-_SHARD_BYTES = 2**28
+_SHARD_BYTES = 2**26
 _SHARD_ROWS = 2**16
 _NAME = "shard-{:05d}.safetensors"
 # Corrupt rows that are named in a store's record; all are counted.

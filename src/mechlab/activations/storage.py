@@ -22,7 +22,7 @@ from jaxtyping import Float, Float32, Int8, Shaped
 from torch import Tensor
 
 from mechlab.errors import MechlabError, near
-from mechlab.files import replacing
+from mechlab.files import streaming
 
 FORMATS = {
     "float32": torch.float32,
@@ -86,7 +86,7 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data starts at a multiple of eight bytes
     digest = hashlib.sha256()
-    with replacing(path) as handle:
+    with streaming(path) as handle:
         for piece in (len(text).to_bytes(8, "little"), text):
             handle.write(piece)
             digest.update(piece)
