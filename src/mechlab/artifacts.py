@@ -1,8 +1,7 @@
 """Artifacts: directories that exist exactly when their ``manifest.json`` does.
 
-An artifact is a directory of immutable data files plus a manifest that lists them
-with size and SHA-256, and records what they are made of: kind, schema version,
-config, seed, the fingerprint of every input, library versions and the command.
+An artifact is a directory of immutable data files plus a manifest that lists them with size
+and checksum and records what they are made of.
 
 How a write survives a kill at any byte:
 
@@ -13,11 +12,9 @@ How a write survives a kill at any byte:
    artifact, or none; after it the new one.
 3. Rolling forward then withdraws the old manifest, moves the data files into place
    and publishes the new manifest last. A kill in between leaves no manifest, and
-   whoever opens the directory next finishes the moves, which are renames and so can
-   be repeated safely.
+   whoever opens the directory next finishes the moves, which can be repeated safely.
 
-Artifacts may stand inside one another: a run directory holds a directory for each
-stage, and its own manifest lists only its own files.
+Artifacts may stand inside one another; a manifest lists only its own files.
 """
 
 from __future__ import annotations
@@ -42,6 +39,7 @@ from mechlab.files import (
     disk_errors,
     file_sha256,
     fingerprint,
+    is_whole,
     sync_directory,
     write_atomic,
 )
@@ -52,6 +50,8 @@ PARTIAL = ".partial"
 _PLAN = "plan.json"
 _LOCK = "lock"
 _WITHDRAWN = "withdrawn.json"
+Sums = Mapping[str, Mapping[str, str]]
+_NONE: Sums = {}
 _LIBRARIES = ("mechlab", "torch", "transformers", "transformer-lens", "numpy", "datasets")
 
 
@@ -65,7 +65,7 @@ class Manifest:
         seed: the one seed of the job.
         inputs: role → fingerprint of everything it was made from ({"model": …}).
         facts: measured results worth reading without opening data files (JSON values).
-        files: name → {"bytes", "sha256"} of every data file, sorted by name.
+        files: name → {"bytes", "sha256" or "xxh3_128"} of every data file, sorted by name.
         fingerprint: SHA-256 over kind, config, seed, inputs and file checksums. Equal
             fingerprints mean equal content; time, versions and command do not enter.
     """
@@ -113,7 +113,7 @@ class Artifact:
             path = self.path / name
             if not path.is_file():
                 raise MechlabError("data file is missing", path, "make the artifact again")
-            if path.stat().st_size != expected["bytes"] or file_sha256(path) != expected["sha256"]:
+            if not is_whole(path, expected):
                 raise MechlabError("data file is damaged (checksum differs)", path, "make the artifact again")
 
 
@@ -177,7 +177,7 @@ class Writer:
             current.unlink(missing_ok=True)
 
     def commit(
-        self, files: list[str], facts: Mapping[str, Any] | None = None, sums: Mapping[str, str] | None = None
+        self, files: list[str], facts: Mapping[str, Any] | None = None, sums: Sums = _NONE
     ) -> Artifact:
         """Publish ``files`` of ``work`` (``sums``: checksums known already); all else in it is dropped."""
         if self.finished is not None:
@@ -188,8 +188,8 @@ class Writer:
                 data = self.work / name
                 with data.open("rb") as handle:
                     os.fsync(handle.fileno())
-                known = (sums or {}).get(name)
-                listed[name] = {"bytes": data.stat().st_size, "sha256": known or file_sha256(data)}
+                known = sums[name] if name in sums else {"sha256": file_sha256(data)}
+                listed[name] = {"bytes": data.stat().st_size, **known}
             content = {**json.loads(self.plan._plan()), "files": listed}
             manifest = Manifest(
                 kind=self.plan.kind,

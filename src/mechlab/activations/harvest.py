@@ -43,7 +43,7 @@ from mechlab.artifacts import PARTIAL, Writer, writing
 from mechlab.data.corpus import Corpus
 from mechlab.data.stream import Contexts, Position, contexts
 from mechlab.errors import MechlabError
-from mechlab.files import disk_errors, file_sha256, write_atomic
+from mechlab.files import disk_errors, is_whole, write_atomic
 from mechlab.models.sites import Site
 from mechlab.models.subject import Subject
 
@@ -152,7 +152,7 @@ def harvest(
                 lambda: fill(subject, plan, stream, out / PARTIAL, tokens, ranks=ranks, progress=progress)
             )
             ranks.first_does(
-                lambda: _publish(writers[0], plan, subject.name, f"{corpus.name}, {split}", tokens)
+                lambda: publish(writers[0], plan, subject.name, f"{corpus.name}, {split}", tokens)
             )
     return open_store(out)
 
@@ -221,7 +221,7 @@ def fill(
 
     ``stream`` gives the contexts from a position on. The journal in ``work`` says what was made.
     """
-    done = {entry["number"]: entry for entry in read_journals(work) if _is_whole(work, entry)}
+    done = {entry["number"]: entry for entry in read_journals(work) if is_whole(work / entry["name"], entry)}
     number = next(i for i in itertools.count() if i not in done)
     rows, first, start = 0, 0, Position()
     if number:
@@ -320,12 +320,7 @@ def making(subject: Subject, plan: Plan, work: Path, journal: Path) -> Iterator[
             each.result()
 
 
-def _is_whole(work: Path, entry: dict[str, Any]) -> bool:
-    file = work / str(entry["name"])
-    return file.is_file() and file.stat().st_size == entry["bytes"] and file_sha256(file) == entry["sha256"]
-
-
-def _publish(writer: Writer, plan: Plan, model: str, source: str, tokens: int) -> None:
+def publish(writer: Writer, plan: Plan, model: str, source: str, tokens: int) -> None:
     """The manifest of the shards that the journals in the writer's directory list."""
     entries = read_journals(writer.work)
     rows = sum(entry["rows"] for entry in entries)
@@ -348,5 +343,5 @@ def _publish(writer: Writer, plan: Plan, model: str, source: str, tokens: int) -
     writer.commit(
         [SHARDS, *(entry["name"] for entry in entries)],
         facts=facts,
-        sums={entry["name"]: entry["sha256"] for entry in entries},
+        sums={entry["name"]: {"xxh3_128": entry["xxh3_128"]} for entry in entries},
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mechlab.activations.harvest import Plan, make_plan, making, open_stream, picked_rows
 from mechlab.activations.selection import Selection
@@ -15,7 +16,7 @@ from mechlab.artifacts import open_artifact
 from mechlab.data.corpus import Corpus
 from mechlab.data.stream import Position
 from mechlab.errors import MechlabError
-from mechlab.files import disk_errors, file_sha256, sync_directory
+from mechlab.files import disk_errors, is_whole, sync_directory
 from mechlab.models.subject import Subject
 
 _SCRATCH = ".repair"
@@ -78,7 +79,7 @@ def repair(
                     for _ in make(picked_rows(subject, plan, group, entry["rows"]), entry):
                         pass
             for done, shard in enumerate(damaged, 1):
-                _replace(scratch / shard.path.name, shard.path, manifest.files[shard.path.name]["sha256"])
+                _replace(scratch / shard.path.name, shard.path, manifest.files[shard.path.name])
                 if progress:
                     progress(done, len(damaged))
         finally:
@@ -86,8 +87,8 @@ def repair(
     return [shard.path.name for shard in damaged]
 
 
-def _replace(made: Path, old: Path, expected: str) -> None:
-    if file_sha256(made) != expected:
+def _replace(made: Path, old: Path, expected: Mapping[str, Any]) -> None:
+    if not is_whole(made, expected):
         raise MechlabError(
             "shard came out differently from the one that was lost", old.name,
             "this machine rounds otherwise; harvest again with --overwrite",

@@ -161,7 +161,7 @@ class Shard:
             "rows": self.rows,
             "contexts": len(tensors[CONTEXTS]),
             "bytes": path.stat().st_size,
-            "sha256": digest,
+            "xxh3_128": digest,
             "statistics": scalars,
         }
 

@@ -6,18 +6,17 @@ and ``<name>.scale``.
 
 The layout is that of safetensors (8 bytes of header length, a JSON header, raw data), so any
 safetensors reader opens a shard; written here because the library's writer copies every tensor
-first and gives no checksum on the way (measured: 0.63 GB/s with a second read for the checksum,
-0.80 GB/s here).
+first and gives no checksum on the way.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import xxhash
 from jaxtyping import Float, Float32, Int8, Shaped
 from torch import Tensor
 
@@ -70,7 +69,7 @@ def dequantise(values: Int8[Tensor, "row dim"], scale: Float32[Tensor, "row"]) -
 def write_tensors(
     path: Path, tensors: Mapping[str, Shaped[Tensor, "..."]], metadata: Mapping[str, str] | None = None
 ) -> str:
-    """Write contiguous CPU tensors to ``path``, whole or not at all; returns the file's SHA-256 (hex)."""
+    """Write contiguous CPU tensors to ``path``, whole or not at all; returns the file's ``xxh3_128``."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     # Wide elements first, so that every tensor starts at a multiple of its element's size.
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
@@ -85,7 +84,7 @@ def write_tensors(
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data starts at a multiple of eight bytes
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     with streaming(path) as handle:
         for piece in (len(text).to_bytes(8, "little"), text):
             handle.write(piece)

@@ -14,7 +14,7 @@ from mechlab.activations.capture import reading
 from mechlab.activations.storage import TOLERANCE
 from mechlab.activations.store import ShardView, Store
 from mechlab.errors import MechlabError
-from mechlab.files import file_sha256
+from mechlab.files import is_whole
 from mechlab.models.subject import Subject
 
 
@@ -51,8 +51,7 @@ def damaged_shards(store: Store, progress: Callable[[int, int], None] | None = N
     found = []
     files = store.artifact.manifest.files
     for i, shard in enumerate(store.shards):
-        expected = files[shard.path.name]["sha256"]
-        if not shard.path.is_file() or file_sha256(shard.path) != expected:
+        if not is_whole(shard.path, files[shard.path.name]):
             found.append(shard)
         if progress:
             progress(i + 1, len(store.shards))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mechlab.activations.batches import shuffled
 from mechlab.activations.capture import reading
-from mechlab.activations.harvest import _publish, fill, make_plan
+from mechlab.activations.harvest import fill, make_plan, publish
 from mechlab.activations.selection import Selection
 from mechlab.activations.sources import LiveSource
 from mechlab.activations.store import KIND, Store, open_store
@@ -159,7 +159,7 @@ def store_rows(load: Load, sites: Sequence[str], out: Path) -> Store:
     inputs = {"model": subject.fingerprint, "corpus": "random"}
     with writing(out, KIND, config={"sites": list(sites)}, seed=0, inputs=inputs) as writer:
         fill(subject, plan, lambda _: load.contexts(), out / PARTIAL, load.rows)
-        _publish(writer, plan, subject.name, "random", load.rows)
+        publish(writer, plan, subject.name, "random", load.rows)
     return open_store(out)
 
 
