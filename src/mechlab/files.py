@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import xxhash
 
 from mechlab.errors import MechlabError
 
-_BLOCK = 2**20
+_BLOCK = 2**23
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:
@@ -45,7 +46,7 @@ def streaming(path: Path | str) -> Iterator[Stream]:
 
 
 class Stream:
-    """Writes by the megabyte from aligned memory, past the page cache where the system allows it.
+    """Writes large blocks from aligned memory, past the page cache where the system allows it.
 
     What is synced at once gains nothing from the cache, and the way through it costs: measured
     for 67 MB on a virtual disk, 0.20 s and 0.15 s of a core through the cache, 0.03 s and 0.01 s past it.
@@ -53,18 +54,19 @@ class Stream:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._size = descriptor, 0
-        self._block = mmap.mmap(-1, _BLOCK)  # starts at a page, as the disk wants it
-        self._view, self._filled = memoryview(self._block), 0
+        # Starts at a page, as the disk wants it.
+        self._block, self._filled = np.frombuffer(mmap.mmap(-1, _BLOCK), np.uint8), 0
         with contextlib.suppress(OSError):  # file systems in memory have no way past the cache
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | getattr(os, "O_DIRECT", 0))
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
-        at = 0
-        while at < len(data):
-            count = min(_BLOCK - self._filled, len(data) - at)
-            self._view[self._filled : self._filled + count] = data[at : at + count]
+        at, source = 0, np.frombuffer(data, np.uint8)
+        while at < len(source):
+            count = min(_BLOCK - self._filled, len(source) - at)
+            # NumPy lets other threads run while it copies; a memoryview would not.
+            np.copyto(self._block[self._filled : self._filled + count], source[at : at + count])
             self._filled, at = self._filled + count, at + count
             if self._filled == _BLOCK:
                 self._flush(_BLOCK)
@@ -78,7 +80,7 @@ class Stream:
     def _flush(self, count: int) -> None:
         at = 0
         while at < count:
-            at += os.write(self._descriptor, self._view[at:count])
+            at += os.write(self._descriptor, self._block[at:count])
         self._size, self._filled = self._size + self._filled, 0
 
 
