@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from mechlab.activations.batches import shuffled as shuffled
     from mechlab.activations.capture import activations as activations
     from mechlab.activations.harvest import harvest as harvest
+    from mechlab.activations.live import live as live
     from mechlab.activations.selection import Selection as Selection
-    from mechlab.activations.sources import live as live
     from mechlab.activations.store import open_store as open_store
     from mechlab.circuits.find import find_circuit as find_circuit
     from mechlab.circuits.patching import head_patching as head_patching
@@ -53,7 +53,7 @@ _HOMES = {
     "find_circuit": "circuits.find",
     "harvest": "activations.harvest",
     "head_patching": "circuits.patching",
-    "live": "activations.sources",
+    "live": "activations.live",
     "load_model": "models.subject",
     "load_sae": "sae.dictionary",
     "make_task": "data.tasks",

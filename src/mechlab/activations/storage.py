@@ -11,7 +11,9 @@ first and gives no checksum on the way.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -96,3 +98,11 @@ def write_tensors(
             handle.write(data)
             digest.update(data)
     return digest.hexdigest()
+
+
+def will_need(mapped: Shaped[Tensor, "row ..."]) -> None:
+    """Ask the system to read mapped rows from disk before they are looked at; returns at once."""
+    start = mapped.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    length = mapped.data_ptr() + mapped.numel() * mapped.element_size() - start
+    # Advice may be refused, and then the rows are read when they are needed.
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_WILLNEED)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mechlab.activations.shard import COLUMNS, CONTEXTS, STATISTICS
 from mechlab.activations.statistics import Partial, merge
-from mechlab.activations.storage import SCALE, dequantise
+from mechlab.activations.storage import SCALE, dequantise, will_need
 from mechlab.artifacts import Artifact, open_artifact
 from mechlab.errors import MechlabError
 
@@ -68,13 +68,23 @@ class ShardView:
         values = self._tensor(site)[rows]
         return values if values.is_floating_point() else dequantise(values, self._tensor(site + SCALE)[rows])
 
+    def read_ahead(self, sites: Sequence[str], row: int, count: int) -> None:
+        """Tell the system that ``count`` rows from ``row`` on are wanted soon; returns at once."""
+        for site in sites:
+            will_need(self._tensor(site)[row : row + count])
+
     def partial(self, site: str) -> Partial:
         """Statistics of a site over the shard."""
         return Partial(moments=self._tensor(site + STATISTICS), **self.entry["statistics"][site])
 
     def _tensor(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
+        if name not in self._open:
+            self._open[name] = self._file.get_tensor(name)
+        return self._open[name]
+
+    @functools.cached_property
+    def _open(self) -> dict[str, Tensor]:
+        return {}
 
     @functools.cached_property
     def _file(self) -> Any:

@@ -22,8 +22,8 @@ from torch import Tensor
 from mechlab.activations.batches import shuffled
 from mechlab.activations.capture import reading
 from mechlab.activations.harvest import fill, make_plan, publish
+from mechlab.activations.live import LiveSource
 from mechlab.activations.selection import Selection
-from mechlab.activations.sources import LiveSource
 from mechlab.activations.store import KIND, Store, open_store
 from mechlab.artifacts import PARTIAL, writing
 from mechlab.bench.measure import Progress, Rounds, Variant, interleaved

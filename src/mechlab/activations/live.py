@@ -1,8 +1,7 @@
-"""Where shuffled batches get their rows: a store on disk, or a model that runs while they are used."""
+"""Rows of a model that runs while they are used: nothing is kept on disk."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -15,20 +14,10 @@ from mechlab.activations.capture import check_tokens, reading
 from mechlab.activations.harvest import Plan, make_plan, open_stream
 from mechlab.activations.selection import Selection
 from mechlab.activations.shard import Rows
-from mechlab.activations.store import Store
 from mechlab.data.corpus import Corpus
 from mechlab.data.stream import Contexts, Position
 from mechlab.files import fingerprint
 from mechlab.models.subject import Subject
-
-# Rows of a store are read in runs of this many bytes: long enough for a disk, short enough that
-# a buffer mixes thousands of them.
-_RUN_BYTES = 2**18
-
-
-def seed_of(*parts: int) -> int:
-    """A seed for one of many random draws; near numbers give unrelated seeds."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
 
 
 @dataclass(frozen=True)
@@ -66,58 +55,9 @@ class Source(Protocol):
         """A fingerprint of everything that decides the rows and their order."""
         ...
 
-    def chunks(self, seed: int, epoch: int, place: dict[str, Any] | None) -> Iterator[Chunk]:
+    def chunks(self, place: dict[str, Any] | None) -> Iterator[Chunk]:
         """All rows once, chunk by chunk, from ``place`` on (a chunk's; the start by default)."""
         ...
-
-
-class StoreSource:
-    """Rows of a store, in runs of consecutive rows whose order is drawn anew for each epoch."""
-
-    def __init__(
-        self, store: Store, sites: Sequence[str] | None = None, device: torch.device | str = "cpu"
-    ) -> None:
-        self._store, self._device = store, torch.device(device)
-        self._sites = store.sites if sites is None else tuple(sites)
-        store.check_sites(self._sites)
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """Names of the sites in every row."""
-        return self._sites
-
-    @property
-    def device(self) -> torch.device:
-        """Where the chunks' values are."""
-        return self._device
-
-    def identity(self) -> str:
-        """The store's fingerprint and the sites."""
-        return fingerprint([self._store.artifact.manifest.fingerprint, list(self._sites)])
-
-    def chunks(self, seed: int, epoch: int, place: dict[str, Any] | None = None) -> Iterator[Chunk]:
-        """All rows once; see ``Source``."""
-        shards = self._store.shards
-        width = sum(shards[0].raw(s).shape[1] * shards[0].raw(s).element_size() for s in self._sites)
-        length = max(1, _RUN_BYTES // width)
-        runs = [
-            (number, start) for number, shard in enumerate(shards) for start in range(0, shard.rows, length)
-        ]
-        generator = torch.Generator().manual_seed(seed_of(seed, epoch))
-        order = torch.randperm(len(runs), generator=generator).tolist()
-        for at in range(0 if place is None else place["run"], len(runs)):
-            number, start = runs[order[at]]
-            shard = shards[number]
-            stop = min(start + length, shard.rows)
-            values = {site: self._moved(shard.values(site, start, stop)) for site in self._sites}
-            row = torch.arange(start, stop) + shard.entry["first_row"]
-            yield Chunk(values, row, shard.column("document")[start:stop], {"run": at})
-
-    def _moved(self, mapped: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        if self._device.type != "cuda":
-            return mapped
-        pinned = torch.empty(mapped.shape, dtype=mapped.dtype, pin_memory=True)
-        return pinned.copy_(mapped).to(self._device, non_blocking=True)
 
 
 class LiveSource:
@@ -156,8 +96,8 @@ class LiveSource:
         settings = [self.sites, plan.n_ctx, plan.batch, asdict(plan.select)]
         return fingerprint([self._subject.fingerprint, self._stream_identity, settings])
 
-    def chunks(self, seed: int, epoch: int, place: dict[str, Any] | None = None) -> Iterator[Chunk]:
-        """All rows once, a forward a chunk; see ``Source``. Neither seed nor epoch changes the order."""
+    def chunks(self, place: dict[str, Any] | None = None) -> Iterator[Chunk]:
+        """All rows once, a forward a chunk; see ``Source``."""
         first = place["row"] if place else 0
         start = Position(**place["stream"]) if place else Position()
         subject, plan = self._subject, self._plan
