@@ -137,7 +137,7 @@ def test_compare_and_reading_report_every_figure(load: Load, tmp_path: Path) -> 
         "load": 0.1,
     }
     payload = {
-        "environment": environment, "machine": MACHINE, "models": {"tiny": found}, "reading": reading,
+        "environment": environment, "machine": MACHINE, "models": {"tiny": found}, "reading": [reading],
         "memory": memory,
     }  # fmt: skip
     json.dumps(payload)

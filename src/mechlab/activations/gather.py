@@ -12,7 +12,7 @@ Everything follows from (seed, epoch, window), so a state is two numbers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mechlab.activations.batch import Batch, require_state, seed_of
 from mechlab.activations.storage import SCALE, dequantise
-from mechlab.activations.store import Store
+from mechlab.activations.store import ShardView, Store
 from mechlab.data.ahead import ahead
 
 # Rows are read in runs of this many bytes: long enough for a disk, short enough that a window
@@ -97,60 +97,54 @@ class StoreBatches(Iterator[Batch]):
         ]
         return torch.cat(starts), torch.cat(ends) - torch.cat(starts)
 
-    def _all(self, epoch: int, given: int) -> Iterator[tuple[int, int, Batch]]:
+    def _all(self, epoch: int, given: int) -> Generator[tuple[int, int, Batch], None, None]:
         """(epoch, rows given in it so far, batch), from a place on."""
         for number in itertools.count(epoch) if self._epochs is None else range(epoch, self._epochs):
             generator = torch.Generator().manual_seed(seed_of(self._seed, number))
             order = torch.randperm(len(self._starts), generator=generator)
-            ends = self._lengths[order].cumsum(0)
-            total = int(ends[-1])
+            total = int(self._lengths.sum())
             for start in range(given // self._window * self._window, total, self._window):
-                rows = self._rows(order, ends, start, min(start + self._window, total))
-                following = start + self._window
-                if following < total:
-                    self._announce(order, ends, following, min(following + self._window, total))
-                shuffle = torch.Generator().manual_seed(seed_of(self._seed, number, start))
-                rows = rows[torch.randperm(len(rows), generator=shuffle)]
-                for at in range(given - start if given > start else 0, len(rows), self._batch_size):
-                    batch = self._gather(rows[at : at + self._batch_size])
-                    yield number, start + at + len(batch), batch
+                runs = self._cut(order, start, min(start + self._window, total))
+                following = self._cut(order, start + self._window, start + 2 * self._window)
+                # The first window was announced by nobody before.
+                for shard, row, count in following if start > given else runs + following:
+                    self._shards[shard].read_ahead(self._sites, row, count)
+                deal = _Deal(runs, self._batch_size, len(self._shards), seed_of(self._seed, number, start))
+                documents = [
+                    self._shards[shard].column("document")[rows] for shard, rows in enumerate(deal.rows)
+                ]
+                done = given - start if given > start else 0
+                for at in range(-(-done // self._batch_size), deal.batches):
+                    done += deal.size(at)
+                    yield number, start + done, self._gather(deal, documents, at)
             given = 0
 
-    def _rows(
-        self, order: Int[Tensor, "run"], ends: Int[Tensor, "run"], start: int, stop: int
-    ) -> Int[Tensor, "row"]:
-        """Rows at places ``start`` to ``stop`` of the epoch's order of runs."""
-        place = torch.arange(start, stop)
-        run = torch.searchsorted(ends, place, right=True)
-        before = ends[run] - self._lengths[order[run]]
-        return self._starts[order[run]] + place - before
-
-    def _announce(self, order: Int[Tensor, "run"], ends: Int[Tensor, "run"], start: int, stop: int) -> None:
-        """Tell the system which parts of the files the next window reads."""
-        first, last = (int(torch.searchsorted(ends, place, right=True)) for place in (start, stop - 1))
-        for run in order[first : last + 1].tolist():
-            row, length = int(self._starts[run]), int(self._lengths[run])
-            shard = self._shards[int(torch.searchsorted(self._first, row, right=True)) - 1]
-            shard.read_ahead(self._sites, row - int(shard.entry["first_row"]), length)
-
-    def _gather(self, rows: Int[Tensor, "row"]) -> Batch:
+    def _cut(self, order: Int[Tensor, "run"], start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Runs between two places of the epoch's order: (shard, first row in it, rows), by shard."""
+        lengths = self._lengths[order]
+        ends = lengths.cumsum(0)
+        here = (ends > start) & (ends - lengths < stop)
+        begins, ends, rows = (ends - lengths)[here], ends[here], self._starts[order][here]
+        skipped = (start - begins).clamp_min(0)
+        counts = ends.clamp(max=stop) - begins - skipped
+        rows = rows + skipped
         shard = torch.searchsorted(self._first, rows, right=True) - 1
-        rows = rows[shard.argsort(stable=True)]
-        counts = shard.bincount(minlength=len(self._shards)).tolist()
-        parts, at = [], 0
-        for number, count in enumerate(counts):
-            if count:
-                here = rows[at : at + count] - self._first[number]
-                parts.append((self._shards[number], slice(at, at + count), here))
-                at += count
-        values = {site: self._values(site, parts, len(rows)) for site in self._sites}
-        document = torch.empty(len(rows), dtype=torch.long)
-        for view, place, here in parts:
-            torch.index_select(view.column("document"), 0, here, out=document[place])
-        return Batch(values, rows, document)
+        found = zip(shard.tolist(), (rows - self._first[shard]).tolist(), counts.tolist(), strict=True)
+        return sorted(found)
+
+    def _gather(self, deal: _Deal, documents: list[Int[Tensor, "_"]], at: int) -> Batch:
+        parts, size, place = [], deal.size(at), 0
+        for shard, here in deal.parts(at):
+            count = here.stop - here.start
+            parts.append((shard, here, slice(place, place + count), deal.rows[shard][here]))
+            place += count
+        row = torch.cat([rows + self._first[shard] for shard, _, _, rows in parts])
+        document = torch.cat([documents[shard][here] for shard, here, _, _ in parts])
+        wanted = [(self._shards[shard], where, rows) for shard, _, where, rows in parts]
+        return Batch({site: self._values(site, wanted, size) for site in self._sites}, row, document)
 
     def _values(
-        self, site: str, parts: list[tuple[Any, slice, Tensor]], rows: int
+        self, site: str, parts: list[tuple[ShardView, slice, Tensor]], rows: int
     ) -> Float[Tensor, "row dim"]:
         raw = self._shards[0].raw(site)
         pinned = self._device.type == "cuda"
@@ -163,3 +157,40 @@ class StoreBatches(Iterator[Batch]):
         for view, place, here in parts:
             torch.index_select(view.raw(site + SCALE), 0, here, out=scale[place])
         return dequantise(*(each.to(self._device, non_blocking=True) for each in (out, scale)))
+
+
+class _Deal:
+    """The rows of a window dealt to batches: uniformly at random, without sorting.
+
+    Permuting all rows and sorting each batch by shard would do; this permutes within each shard,
+    draws how many rows of each shard a batch gets from a permutation of labels, and deals.
+
+    Attributes:
+        rows: for each shard, its rows of the window in random order.
+        batches: number of batches.
+    """
+
+    def __init__(self, runs: list[tuple[int, int, int]], batch_size: int, shards: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        shard, first, count = torch.tensor(runs).T
+        ends = count.cumsum(0)
+        rows = torch.arange(int(ends[-1])) + (first - ends + count).repeat_interleave(count)
+        sizes = torch.zeros(shards, dtype=torch.long).index_add_(0, shard, count)
+        groups = rows.split(sizes.tolist())
+        self.rows = [group[torch.randperm(len(group), generator=generator)] for group in groups]
+        self.batches = -(-len(rows) // batch_size)
+        labels = torch.arange(shards).repeat_interleave(sizes)
+        labels = labels[torch.randperm(len(rows), generator=generator)]
+        keys = labels + torch.arange(len(rows)) // batch_size * shards
+        counts = keys.bincount(minlength=self.batches * shards).view(self.batches, shards)
+        self._counts, self._ends = counts.tolist(), counts.cumsum(0).tolist()
+
+    def size(self, batch: int) -> int:
+        """Number of rows of a batch."""
+        return sum(self._counts[batch])
+
+    def parts(self, batch: int) -> Iterator[tuple[int, slice]]:
+        """(shard, which of its dealt rows) for the shards that a batch has rows of."""
+        for shard, (count, end) in enumerate(zip(self._counts[batch], self._ends[batch], strict=True)):
+            if count:
+                yield shard, slice(end - count, end)

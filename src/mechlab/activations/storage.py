@@ -32,6 +32,7 @@ FORMATS = {
     "int8": torch.int8,
 }
 SCALE = ".scale"
+_LIBC = ctypes.CDLL(None)
 # Share of a row's largest magnitude by which a stored value may differ from a recomputed one:
 # half a step of the format, and room for another order of summation.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "bfloat16": 6e-3, "int8": 5e-3}
@@ -105,4 +106,4 @@ def will_need(mapped: Shaped[Tensor, "row ..."]) -> None:
     start = mapped.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     length = mapped.data_ptr() + mapped.numel() * mapped.element_size() - start
     # Advice may be refused, and then the rows are read when they are needed.
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_WILLNEED)
+    _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_WILLNEED)

@@ -78,7 +78,7 @@ def _measure(config: HarvestConfig, work: Path, progress: Reporter) -> dict[str,
         "disk": disk_bandwidth(work),
     }
     payload["machine"] = machine
-    payload["models"] = {}
+    payload["models"], payload["reading"] = {}, []
     for name in (GPT2_SMALL, "fable") if config.model == "both" else (config.model,):
         batch, n_ctx = (config.batch or _SIZES[device.type][0]), (config.n_ctx or _SIZES[device.type][1])
         subject = bench_model(name, config.device)
@@ -94,17 +94,18 @@ def _measure(config: HarvestConfig, work: Path, progress: Reporter) -> dict[str,
             load, work, repeats=config.repeats, machine=machine,
             capture_goal=0.97 if name == GPT2_SMALL else 0.90, progress=progress,
         )  # fmt: skip
-    row = 4 * subject.site("hook_embed").dim
-    forwards = max(1, config.read_bytes // (row * batch * n_ctx))
-    load = make_load(subject, batch=batch, n_ctx=n_ctx, forwards=forwards)
-    payload["reading"] = compare_reading(load, work, repeats=config.repeats, progress=progress)
+        row = 4 * subject.site("hook_embed").dim
+        load = make_load(
+            subject, batch=batch, n_ctx=n_ctx, forwards=max(1, config.read_bytes // (row * batch * n_ctx))
+        )
+        payload["reading"].append(compare_reading(load, work, repeats=config.repeats, progress=progress))
     payload["memory"] = compare_memory(work, rows=config.memory_rows, device=config.device)
     payload["met"] = all(each["met"] for each in _goals(payload))
     return payload
 
 
 def _goals(payload: dict[str, Any]) -> list[dict[str, Any]]:
-    parts = [*payload["models"].values(), payload["reading"], payload["memory"]]
+    parts = [*payload["models"].values(), *payload["reading"], payload["memory"]]
     return [each for part in parts for each in part["goals"]]
 
 
@@ -131,17 +132,20 @@ def _text(payload: dict[str, Any]) -> str:
         for floor, rate in part["floors"].items():
             table.add_row(f"floor: {floor}", f"{rate:,.0f}", "", "", "")
         console.print(table)
-    reading = ", ".join(
-        f"{name} {rate / 1e9:.2f} GB/s" for name, rate in payload["reading"]["bytes_per_s"].items()
-    )
-    console.print(f"reading {payload['reading']['rows']:,} rows: {reading}", soft_wrap=True)
+    for part in payload["reading"]:
+        rates = ", ".join(f"{name} {rate / 1e9:.2f} GB/s" for name, rate in part["bytes_per_s"].items())
+        console.print(f"reading {part['rows']:,} rows of {part['dim']}: {rates}", soft_wrap=True)
     peaks = zip(payload["memory"]["rows"], payload["memory"]["peak_bytes"], strict=True)
     shown = ", ".join(f"{n:,} rows {'unknown' if p is None else f'{p / 1e6:,.0f} MB'}" for n, p in peaks)
     console.print(f"peak memory of a harvest: {shown}", soft_wrap=True)
     table = Table(title="goals", title_justify="left")
     for column in ("ratio", "measured", "goal", ""):
         table.add_column(column, justify="right" if column in ("measured", "goal") else "left")
-    for name, part in [*payload["models"].items(), ("", payload["reading"]), ("", payload["memory"])]:
+    for name, part in [
+        *payload["models"].items(),
+        *(("", part) for part in payload["reading"]),
+        ("", payload["memory"]),
+    ]:
         for each in part["goals"]:
             verdict = "met" if each["met"] else "MISSED"
             label = f"{name}: {each['ratio']}" if name else each["ratio"]
