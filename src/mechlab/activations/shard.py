@@ -98,7 +98,8 @@ class Shard:
         self._current: Rows | None = None
         self._contexts: list[Tensor] = []
         self._statistics = {
-            site.name: Accumulator(site.dim, self._capacity, self._device) for site in self._sites
+            site.name: Accumulator(site.dim, self._capacity, self._device, coarse=self._storage == "int8")
+            for site in self._sites
         }
 
     def begin(self, batch: Contexts, rows: Rows, first: int) -> None:
@@ -166,8 +167,7 @@ class Shard:
         }
 
     def _stored(self, site: str, rows: Int[Tensor, "some"]) -> Float[Tensor, "some dim"]:
-        values = self._values[site][rows]
-        return dequantise(values, self._values[site + SCALE][rows]) if self._storage == "int8" else values
+        return self._values[site][rows]
 
     def _check(self, site: str) -> None:
         finite = self._statistics[site].square[: self.rows].cpu().isfinite()

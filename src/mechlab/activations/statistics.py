@@ -59,14 +59,18 @@ class Accumulator:
 
     Attributes:
         square: squared norm of each row so far ``[row]``; NaN or infinite where the row is not finite.
+
+    Args:
+        coarse: the stored rows are too coarse for a median, which is then taken of the rows themselves.
     """
 
-    def __init__(self, dim: int, rows: int, device: torch.device) -> None:
+    def __init__(self, dim: int, rows: int, device: torch.device, *, coarse: bool = False) -> None:
         self.square = torch.empty(rows, device=device)
         self._largest = torch.empty(rows, device=device)
         self._sums = torch.zeros(2, dim, dtype=torch.float64, device=device)
         self._lost = torch.zeros((), dtype=torch.float64, device=device)
         self._shift: Tensor | None = None
+        self._massive = torch.empty(rows, dtype=torch.bool, device=device) if coarse else None
 
     def add(self, at: int, x: Float[Tensor, "row dim"], kept: Float[Tensor, "row dim"] | None) -> None:
         """Take in rows ``at`` to ``at + len(x)``; ``kept`` is what the storage format makes of them."""
@@ -77,6 +81,10 @@ class Accumulator:
         self.square[rows], self._largest[rows] = found.square, found.largest
         self._sums[0] += found.first
         self._sums[1] += found.second
+        if self._massive is not None:
+            # The median is below a bound when more than half of the entries are.
+            small = (x.abs() < found.largest[:, None] / _MASSIVE_RATIO).sum(-1)
+            self._massive[rows] = (found.largest > _MASSIVE) & (small > (x.shape[-1] - 1) // 2)
         if kept is not None:
             self._lost += (x.to(torch.float32) - kept.to(torch.float32)).square().sum()
 
@@ -94,14 +102,18 @@ class Accumulator:
         mean = shift + first / rows
         deviation = (second - first * first / rows).clamp_min(0)
         largest = self._largest[:rows].cpu()
-        candidates = (largest > _MASSIVE).nonzero()[:, 0]
-        median = stored(candidates).float().abs().median(-1).values if len(candidates) else largest[:0]
+        if self._massive is not None:
+            massive = self._massive[:rows].sum()
+        else:
+            candidates = (largest > _MASSIVE).nonzero()[:, 0]
+            median = stored(candidates).float().abs().median(-1).values if len(candidates) else largest[:0]
+            massive = (largest[candidates] > _MASSIVE_RATIO * median).sum()
         return Partial(
             moments=torch.stack([mean, deviation]),
             rows=rows,
             norm=float(self.square[:rows].double().sqrt().sum()),
             largest=float(largest.max()),
-            massive=int((largest[candidates] > _MASSIVE_RATIO * median).sum()),
+            massive=int(massive),
             lost=float(self._lost),
         )
 
