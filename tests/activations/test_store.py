@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from safetensors import safe_open
 from slow_way import SITE
 
@@ -42,6 +44,17 @@ def test_torn_journal_lines_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "journal-0.jsonl").write_text('\n{"number": 1}\n\n{"number": 2, "na')
     (tmp_path / "journal-1.jsonl").write_bytes(b'\n{"number": 0}\n\n\xff\xfe{"nu\n{"number": 3}\n')
     assert [entry["number"] for entry in read_journals(tmp_path)] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("remade_by", [0, 1])
+def test_of_two_journals_the_one_that_tells_of_the_file_counts(tmp_path: Path, remade_by: int) -> None:
+    """A damaged shard was made again by another rank, and came out differently."""
+    (tmp_path / "s").write_bytes(b"new")
+    for journal, content in ((remade_by, b"new"), (1 - remade_by, b"old")):
+        entry = {"number": 0, "name": "s", "bytes": 3, "xxh3_128": xxhash.xxh3_128(content).hexdigest()}
+        (tmp_path / f"journal-{journal}.jsonl").write_text(f"\n{json.dumps(entry)}\n")
+    (entry,) = read_journals(tmp_path)
+    assert entry["xxh3_128"] == xxhash.xxh3_128(b"new").hexdigest()
 
 
 def test_mistakes(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:

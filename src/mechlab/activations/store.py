@@ -27,6 +27,7 @@ from mechlab.activations.statistics import Partial, merge
 from mechlab.activations.storage import SCALE, dequantise, will_need
 from mechlab.artifacts import Artifact, open_artifact
 from mechlab.errors import MechlabError
+from mechlab.files import is_whole
 
 KIND = "activations"
 SHARDS = "shards.jsonl"
@@ -117,7 +118,11 @@ class Store:
     @functools.cached_property
     def shards(self) -> tuple[ShardView, ...]:
         """The shards in stream order."""
-        lines = self.artifact.file(SHARDS).read_text().splitlines()
+        path = self.artifact.file(SHARDS)
+        # It says where everything is; a shard's own bytes are left to ``verify``.
+        if not is_whole(path, self.artifact.manifest.files[SHARDS]):
+            raise MechlabError("list of shards is lost", path, f"delete {path.parent} and harvest again")
+        lines = path.read_text().splitlines()
         return tuple(ShardView(self.artifact.file(e["name"]), e) for e in map(json.loads, lines))
 
     def statistics(self, site: str) -> dict[str, Any]:
@@ -164,7 +169,10 @@ def read_journals(work: Path) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for path in sorted(work.glob(JOURNAL.format("*"))):
         for entry in _whole_lines(path):
-            found[entry["number"]] = entry
+            before = found.get(entry["number"], entry)
+            # A damaged shard that another rank made again is in two journals.
+            if before == entry or is_whole(work / entry["name"], entry):
+                found[entry["number"]] = entry
     return [found[number] for number in sorted(found)]
 
 
