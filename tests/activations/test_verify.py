@@ -120,6 +120,70 @@ def test_a_damaged_shard_is_named_and_made_again(
     assert verify(open_store(store.artifact.path), subject).passed
 
 
+@pytest.fixture
+def sparse(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, Corpus]:
+    """A store of three batches a shard, most of which hold no row."""
+    monkeypatch.setattr("mechlab.activations.harvest._SHARD_ROWS", 400)
+    texts = ["the cat sat on the mat" * (4 if i % 17 == 5 else 1) for i in range(90)]
+    data = tmp_path / "sparse.jsonl"
+    data.write_text("".join(json.dumps({"text": text.replace("mat", "mat ")}) + "\n" for text in texts))
+    corpus = open_corpus(data)
+    with pytest.warns(UserWarning, match="corpus ended"):
+        made = harvest(
+            subject, corpus, SITE, tmp_path / "s", tokens=10**6, batch=4, select=Selection(first=10)
+        )
+    rows = [shard.rows for shard in made.shards]
+    assert 0 in rows
+    assert any(rows)
+    assert {shard.entry["contexts"] for shard in made.shards[:-1]} == {12}
+    return made, corpus
+
+
+def test_shards_are_repaired_whose_last_batches_hold_no_row(
+    subject: Subject, sparse: tuple[Store, Corpus]
+) -> None:
+    store, corpus = sparse
+    before = contents(store)
+    for shard in store.shards:
+        shard.path.unlink()
+    assert len(repair(damaged_store(store.artifact.path), subject, corpus)) == len(store.shards)
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_batches_without_rows_are_no_evidence(
+    subject: Subject, sparse: tuple[Store, Corpus], seed: int
+) -> None:
+    found = verify(sparse[0], subject, batches=1, seed=seed)
+    assert found.rows > 0
+    assert found.equal == 1
+
+
+def test_nan_is_a_difference(subject: Subject, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.no_grad():
+        broken = load_model(subject.name)
+        broken.module.transformer.wte.weight[4] = torch.nan  # as if this machine computed NaN
+    monkeypatch.setitem(broken.__dict__, "fingerprint", subject.fingerprint)
+    found = verify(store, broken, batches=1000)
+    assert not found.passed
+    assert found.difference[SITE] == torch.inf
+
+
+@pytest.mark.parametrize("how", ["deleted", "flipped"])
+def test_a_lost_list_of_shards_is_named(subject: Subject, corpus: Corpus, store: Store, how: str) -> None:
+    file = store.artifact.path / "shards.jsonl"
+    if how == "deleted":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(MechlabError, match=r"list of shards is lost.*harvest again"):
+            verify(open_store(store.artifact.path), subject)
+    with pytest.raises(MechlabError, match=r"list of shards is lost.*harvest again"):
+        repair(damaged_store(store.artifact.path), subject, corpus)
+
+
 def test_all_shards_lost_and_made_again(subject: Subject, corpus: Corpus, store: Store) -> None:
     before = contents(store)
     for shard in store.shards:

@@ -76,7 +76,9 @@ def repair(
                         if sum(len(each.tokens) for each in group) >= entry["contexts"]:
                             break
                     stream.close()
-                    for _ in make(picked_rows(subject, plan, group, entry["rows"]), entry):
+                    # The limit it was made under: batches without rows may follow the last row.
+                    limit = config["tokens"] - entry["first_row"]
+                    for _ in make(picked_rows(subject, plan, group, limit), entry):
                         pass
             for done, shard in enumerate(damaged, 1):
                 _replace(scratch / shard.path.name, shard.path, manifest.files[shard.path.name])
@@ -91,7 +93,7 @@ def _replace(made: Path, old: Path, expected: Mapping[str, Any]) -> None:
     if not is_whole(made, expected):
         raise MechlabError(
             "shard came out differently from the one that was lost", old.name,
-            "this machine rounds otherwise; harvest again with --overwrite",
+            "this machine rounds otherwise; delete the store and harvest again",
         )  # fmt: skip
     os.replace(made, old)
     sync_directory(old.parent)
