@@ -12,8 +12,10 @@ import torch
 from slow_way import SITE, naive_rows
 
 from mechlab.activations import harvest as harvest_module
+from mechlab.activations.capture import activations
 from mechlab.activations.harvest import harvest
 from mechlab.activations.selection import Selection
+from mechlab.activations.storage import FORMATS
 from mechlab.activations.store import open_store
 from mechlab.artifacts import exists
 from mechlab.data.corpus import Corpus, open_corpus
@@ -84,15 +86,41 @@ def test_statistics_are_those_of_the_rows(subject: Subject, corpus: Corpus, tmp_
         assert found["massive_share"] == 0
 
 
-def test_massive_activations_are_counted(tiny_model: Path, corpus: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("storage", FORMATS)
+def test_massive_activations_are_counted(
+    tiny_model: Path, corpus: Corpus, tmp_path: Path, storage: str
+) -> None:
     loud = load_model(tiny_model)
     with torch.no_grad():
         loud.module.transformer.wte.weight[5].mul_(0.01)[7] = 5000.0  # the word "dog"
-    made = harvest(loud, corpus, "hook_embed", tmp_path / "s", tokens=4000)
+        # Large, but below a thousand times its median, which eight bits cannot hold.
+        loud.module.transformer.wte.weight[4] = torch.tensor([0.5] * 15 + [400.0])  # the word "cat"
+    made = harvest(loud, corpus, "hook_embed", tmp_path / "s", tokens=4000, storage=storage)
+    assert 4 in made.column("tokens")
     dogs = int((made.column("tokens") == 5).sum())
     assert dogs > 0
     assert made.statistics("hook_embed")["massive_share"] == dogs / 4000
     assert made.statistics("hook_embed")["max"] == 5000
+
+
+def test_a_head_has_one_name(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
+    made = harvest(subject, corpus, "blocks.0.attn.hook_z:02", tmp_path / "s", tokens=50)
+    assert made.sites == ("blocks.0.attn.hook_z:2",)
+    assert made.activations("blocks.0.attn.hook_z:2").shape == (50, 4)
+    assert made.statistics("blocks.0.attn.hook_z:2")["max"] > 0
+
+
+def test_tokens_without_an_embedding_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    small = load_model(tiny_model)
+    small.tokenizer.add_tokens(["zebra"])
+    (tmp_path / "c.jsonl").write_text('{"text": "the zebra sat"}\n' * 40)
+    with pytest.raises(MechlabError, match="token has no embedding: 20 of 20"):
+        harvest(
+            small, open_corpus(tmp_path / "c.jsonl"), SITE, tmp_path / "s", tokens=9,
+            select=Selection(special=False),
+        )  # fmt: skip
+    with pytest.raises(MechlabError, match="token has no embedding: 20 of 20"):
+        activations(small, "the zebra sat", SITE, Selection(special=False))
 
 
 def test_heads_and_their_concatenation(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
@@ -229,4 +257,7 @@ def test_mistakes(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
     fails("unknown storage format: int4", storage="int4")
     fails("unknown split: tran", split="tran")
     fails("unknown BOS policy: all", bos="all")
-    fails("no tokens to store.*column must hold chats", select=Selection(assistant=True))
+    fails("no assistant turns.*column must hold chats", select=Selection(assistant=True))
+    fails(r"first position is beyond the context: 32 \(below 32", select=Selection(first=32))
+    fails("only BOS stands before the last position", select=Selection(last=1))
+    fails("sites must be named once each", ["blocks.0.attn.hook_z:2", "blocks.0.attn.hook_z:02"])

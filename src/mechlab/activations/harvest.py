@@ -115,8 +115,9 @@ def harvest(
     if tokens < 1:
         raise MechlabError("number of tokens must be positive", tokens, "ask for at least 1")
     plan = make_plan(subject, names, n_ctx=n_ctx, batch=batch, storage=storage, select=select or Selection())
+    policy = bos if subject.bos is not None else "none"
     config = {
-        "sites": names,
+        "sites": [place.name for place in plan.sites],
         "storage": plan.storage,
         "corpus": corpus.name,
         "column": corpus.column,
@@ -125,7 +126,7 @@ def harvest(
         "tokens": tokens,
         "n_ctx": plan.n_ctx,
         "pack": pack,
-        "bos": bos if subject.bos is not None else "none",
+        "bos": policy,
         "select": asdict(plan.select),
         "batch": plan.batch,
         "shard_contexts": plan.shard_contexts,
@@ -136,6 +137,7 @@ def harvest(
         return open_stream(subject, corpus, split, plan, pack=pack, bos=bos, start=start)
 
     stream(Position()).close()  # its mistakes come before any directory is made
+    _check_wanted(plan, corpus, split, policy)
     out = Path(out)
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(together())
@@ -167,9 +169,10 @@ def make_plan(
     select: Selection,
 ) -> Plan:
     """Settings made definite; MechlabError for those that cannot be."""
-    if not sites or len(set(sites)) != len(sites):
+    places = tuple(subject.site(name) for name in dict.fromkeys(sites))
+    # One head can be written in two ways (":3", ":03").
+    if not sites or len({place.name for place in places}) != len(sites):
         raise MechlabError("sites must be named once each", ", ".join(sites) or "none", "check --sites")
-    places = tuple(subject.site(name) for name in sites)
     for place in places:
         if place.pattern:
             raise MechlabError(
@@ -199,6 +202,19 @@ def open_stream(
         corpus, split, subject.tokenizer, n_ctx=plan.n_ctx, batch=plan.batch, pack=pack, bos=bos,
         start=start, render=subject.chat_rows,
     )  # fmt: skip
+
+
+def _check_wanted(plan: Plan, corpus: Corpus, split: str, bos: str) -> None:
+    """MechlabError where no token can be wanted: a corpus without an end would be read for ever."""
+    select = plan.select
+    if select.first >= plan.n_ctx:
+        raise MechlabError("first position is beyond the context", select.first, f"below {plan.n_ctx}")
+    if select.last == 1 and bos == "each" and not select.bos:
+        raise MechlabError("only BOS stands before the last position", 1, "keep BOS, or raise --last")
+    if select.assistant and any(
+        isinstance(document.text, str) for document in itertools.islice(corpus.documents(split), 1)
+    ):
+        raise MechlabError("texts have no assistant turns", corpus.name, "its column must hold chats")
 
 
 def check_context(subject: Subject, n_ctx: int) -> None:

@@ -63,7 +63,9 @@ class Selection:
         if not self.bos and subject.bos is not None:
             chosen &= tokens != subject.bos
         if not self.special:
-            chosen &= ~subject.special_tokens.to(tokens.device)[tokens]
+            special = subject.special_tokens.to(tokens.device)
+            # Tokens without an embedding are refused by whoever runs the model.
+            chosen &= ~special[tokens.clamp(max=len(special) - 1)]
         if self.assistant:
             if assistant is None:
                 raise MechlabError("texts have no assistant turns", None, "pass chats, or assistant=False")
