@@ -80,7 +80,7 @@ class Stream:
     def _flush(self, count: int) -> None:
         at = 0
         while at < count:
-            at += os.write(self._descriptor, self._block[at:count])
+            at += os.write(self._descriptor, self._block[at:count].data)
         self._size, self._filled = self._size + self._filled, 0
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mechlab as ml
-from mechlab.activations.capture import _Stop, read_sites, reading
+from mechlab.activations.capture import read_sites, reading
 from mechlab.activations.selection import Selection
 from mechlab.errors import MechlabError
 from mechlab.interventions.edit import editing
@@ -123,18 +123,20 @@ def test_one_reading_serves_many_forwards(subject: Subject) -> None:
         assert all(value.shape[:2] == batch.shape for value in values.values())
 
 
-def test_values_have_no_gradient_also_in_a_forward_of_the_caller(subject: Subject) -> None:
-    seen = []
+def test_a_forward_of_the_caller_is_left_alone(subject: Subject) -> None:
+    seen: list[torch.Tensor] = []
+    expected = subject.logits(TOKENS)
     weight = subject.module.transformer.h[0].mlp.c_fc.weight.requires_grad_()
     try:
-        # The signal that stops a forward reaches a caller who does not use the given function.
-        with (
-            reading(subject, ["blocks.0.hook_mlp_out"], lambda _, value: seen.append(value)),
-            pytest.raises(_Stop),
-        ):
+        with reading(subject, ["blocks.0.hook_mlp_out"], lambda _, value: seen.append(value)) as run:
+            logits = subject.module(TOKENS).logits  # neither stopped nor seen
+            assert seen == []
+            run(TOKENS)
             subject.module(TOKENS)
     finally:
         weight.requires_grad_(False)
+    assert torch.equal(logits, expected)
+    assert len(seen) == 1
     assert not seen[0].requires_grad
 
 

@@ -151,7 +151,7 @@ def reading(subject: Subject, sites: Sequence[str], keep: Keep) -> Iterator[Run]
     the only kind that computes patterns. With a site that only the TransformerLens bridge has,
     all are read from the bridge, which sees no hooks on the module.
 
-    ``run`` belongs to the thread that opened the block, and forwards of other threads are left
+    ``run`` belongs to the thread that opened the block; forwards that it did not start are left
     alone. Hooks are removed on the way out, also after an
     exception. Raises MechlabError when a site does not exist.
     """
@@ -160,7 +160,7 @@ def reading(subject: Subject, sites: Sequence[str], keep: Keep) -> Iterator[Run]
         yield _bridge_run(subject, wanted, keep)
         return
     eager = any(site.pattern for site in wanted)
-    batch = [1]
+    batch = [0]
     with hooks(subject, wanted, keep, batch, stop=True):
         opener = threading.get_ident()
 
@@ -173,12 +173,15 @@ def reading(subject: Subject, sites: Sequence[str], keep: Keep) -> Iterator[Run]
             # kernel its fast path.
             if mask is not None and not subject.causal:
                 options["attention_mask"] = mask.long().to(subject.device)
-            with (
-                torch.no_grad(),
-                _eager_attention(subject) if eager else contextlib.nullcontext(),
-                contextlib.suppress(_Stop),
-            ):
-                subject.module(tokens.to(subject.device), **options)
+            try:
+                with (
+                    torch.no_grad(),
+                    _eager_attention(subject) if eager else contextlib.nullcontext(),
+                    contextlib.suppress(_Stop),
+                ):
+                    subject.module(tokens.to(subject.device), **options)
+            finally:
+                batch[0] = 0
 
         yield run
 
@@ -190,7 +193,7 @@ def hooks(
     """Hooks on the module that hand ``wanted`` sites of the table to ``keep``; see ``reading``.
 
     Args:
-        batch: holds the number of rows of the forward that runs.
+        batch: holds the number of rows of the forward that runs; 0 while none of ours does.
         stop: whether the last site ends the forward, by an exception.
     """
     order = {name: i for i, name in enumerate(subject.sites)}
@@ -207,11 +210,11 @@ def hooks(
 
 def _hook(site: Site, keep: Keep, batch: Sequence[int], *, stop: bool) -> Callable[..., None]:
     name, read = site.name, site.read
-    # Batches are made in a background thread while others use the model; their forwards are not ours.
+    # Batches are made while others use the model, here or in another thread: their forwards are not ours.
     thread, current_thread = threading.get_ident(), threading.get_ident
 
     def hook(_: Any, *values: Any) -> None:
-        if current_thread() != thread:
+        if not batch[0] or current_thread() != thread:
             return
         # Hooks of inputs get (arguments,), hooks of outputs (arguments, output).
         value = read(values[-1]).detach()
