@@ -21,6 +21,7 @@ from slow_way import SITE
 
 from mechlab.activations.store import open_store
 from mechlab.artifacts import exists
+from mechlab.cli.main import main
 from tiny import WORDS
 
 # Small shards, so that a kill can fall anywhere; everything else as the command does it.
@@ -219,6 +220,20 @@ def test_ranks_go_on_from_what_one_process_left(
     done = torchrun(words(tiny_model, tiny_corpus, out))
     assert done.returncode == 0, done.stderr
     assert open_store(out).artifact.manifest.fingerprint == open_store(whole).artifact.manifest.fingerprint
+
+
+def test_ranks_without_torchrun_are_one_line(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(words(tiny_model, tiny_corpus, tmp_path / "s", 10))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mechlab: processes do not find each other: ")
+    assert len(said.strip().splitlines()) == 1
 
 
 @pytest.mark.chaos

@@ -75,7 +75,12 @@ def together() -> Iterator[Ranks]:
         return
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        try:
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+        except (ValueError, RuntimeError) as error:
+            raise MechlabError(
+                "processes do not find each other", error, "start them with torchrun, or unset WORLD_SIZE"
+            ) from error
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
