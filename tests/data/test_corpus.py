@@ -202,6 +202,13 @@ def test_nothing_to_read_is_an_error_even_with_skipping(tmp_path: Path) -> None:
         open_corpus(tmp_path / "a.jsonl", skip_corrupt=True)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    rows = "one\n\ntwo" if name == "a.txt" else '{"text": "one\\n"}\n{"text": "two"}'
+    (tmp_path / name).write_bytes(rows.encode("utf-8-sig"))
+    assert _everything(open_corpus(tmp_path / name)) == {0: "one\n", 1: "two"}
+
+
 def test_broken_bytes_are_named_by_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("one\n\n\nzwölf\nfünf ".encode() + b"\xff\xfe\n\nthree")
     with pytest.raises(MechlabError, match=r"a.txt, line 5, byte 6 \(convert it to UTF-8 or pass"):

@@ -103,7 +103,8 @@ def _text_rows(
 ) -> Generator[tuple[int, Content], None, int]:
     """Rows of a text file whose first has ``number``; returns the number after its last."""
     # Broken bytes become lone surrogates, which no valid text holds.
-    with file.open(encoding="utf-8", errors="surrogateescape") as handle:
+    # Some editors put a byte order mark first; it is no part of the text.
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as handle:
         lines = enumerate(handle, 1)
         rows = _paragraphs(lines) if file.suffix == ".txt" else (row for row in lines if row[1].strip())
         for at, text in rows:
