@@ -68,6 +68,8 @@ def test_refusals(subject: Subject, tokens: torch.Tensor) -> None:
     with pytest.raises(MechlabError, match=r"KL cannot be reached: 0\.1 nats; at most 0,"):
         # A causal model: what is counted comes before what is edited.
         strength_for_kl(subject, SITE, push, tokens, mask=torch.arange(9).expand(3, 9) < 4, positions=[5])
+    with pytest.raises(MechlabError, match="token has no embedding"):
+        strength_for_kl(subject, SITE, push, tokens + 10**6)
     with pytest.raises(MechlabError, match="vector has length zero"):
         strength_for_kl(subject, SITE, 0 * push, tokens)
     with pytest.raises(MechlabError, match="vector holds NaN"):

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechlab.activations.capture import read_sites
+from mechlab.activations.capture import check_tokens, read_sites
 from mechlab.errors import MechlabError
 from mechlab.interventions.edit import editing
 from mechlab.interventions.edits import add
@@ -67,12 +67,13 @@ def strength_for_kl(
         mask: the positions whose next-token distributions count; all by default.
         positions: the positions edited, as in ``editing``.
 
-    Raises MechlabError when the target is not a positive number, nothing is counted, the
-    vector is zero, or the target is not reached on the strengths searched.
+    Raises MechlabError when the target is not a positive number, a token has no embedding,
+    nothing is counted, the vector is zero, or the target is not reached on the strengths searched.
     """
     if not (math.isfinite(kl) and kl > 0):
         raise MechlabError("kl is not a positive number", kl, "pass nats per token, such as 0.1")
     counted = torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask
+    check_tokens(subject, tokens)
     if not counted.any():
         raise MechlabError("mask counts no token", list(counted.shape), "mark at least one position")
     length = float(vector.double().norm())
