@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import warnings
@@ -261,3 +262,34 @@ def test_mistakes(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
     fails(r"first position is beyond the context: 32 \(below 32", select=Selection(first=32))
     fails("only BOS stands before the last position", select=Selection(last=1))
     fails("sites must be named once each", ["blocks.0.attn.hook_z:2", "blocks.0.attn.hook_z:02"])
+
+
+def test_chats_that_the_template_refuses_are_corrupt_rows(tiny_model: Path, tmp_path: Path) -> None:
+    talker = load_model(tiny_model)
+    good = [{"role": "user", "content": "the cat sat"}, {"role": "assistant", "content": "a dog ran"}]
+    refused = [[], [{"role": "wizard", "content": "it fell"}], [good[1]]]
+    chats = [refused.pop() if i in (3, 20, 21) else good for i in range(40)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"chat": chat}) + "\n" for chat in chats))
+    strict = open_corpus(tmp_path / "c.jsonl", column="chat")
+    forgiving = open_corpus(tmp_path / "c.jsonl", column="chat", skip_corrupt=True)
+    select = Selection(assistant=True)
+    with pytest.raises(MechlabError, match="tokenizer has no chat template"):
+        harvest(talker, forgiving, SITE, tmp_path / "s", tokens=9, select=select)
+    talker.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'wizard' %}{{ raise_exception('no wizards') }}{% endif %}"
+        "{{ m.role + ' ' + m.content + ' ' }}{% endfor %}"
+    )
+    with pytest.raises(MechlabError, match=r"c\.jsonl, row 3: .*or pass --skip-corrupt"):
+        harvest(talker, strict, SITE, tmp_path / "s", tokens=10**4, select=select)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = [
+            harvest(talker, forgiving, SITE, tmp_path / split, tokens=10**4, split=split, select=select)
+            for split in ("train", "validation", "test")
+        ]
+    facts = [each.artifact.manifest.facts for each in made]
+    assert sum(each["corrupt"] for each in facts) == 3
+    assert sum(len(each.column("document").unique()) for each in made) == 37
+    faults = " ".join(fault for each in facts for fault in each["faults"])
+    assert "row 3: chat opens with an assistant turn" in faults
+    assert "row 20: chat template refuses the messages: no wizards" in faults

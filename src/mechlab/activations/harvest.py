@@ -57,6 +57,8 @@ _SHARD_ROWS = 2**16
 _NAME = "shard-{:05d}.safetensors"
 # Corrupt rows that are named in a store's record; all are counted.
 _FAULTS = 5
+# Documents among which one must be a chat where assistant turns are wanted.
+_LOOK = 256
 # Tokens per forward: beyond this a bigger batch is no faster.
 _FORWARD_TOKENS = {"cpu": 4096, "cuda": 32768}
 
@@ -211,8 +213,8 @@ def _check_wanted(plan: Plan, corpus: Corpus, split: str, bos: str) -> None:
         raise MechlabError("first position is beyond the context", select.first, f"below {plan.n_ctx}")
     if select.last == 1 and bos == "each" and not select.bos:
         raise MechlabError("only BOS stands before the last position", 1, "keep BOS, or raise --last")
-    if select.assistant and any(
-        isinstance(document.text, str) for document in itertools.islice(corpus.documents(split), 1)
+    if select.assistant and all(
+        isinstance(document.text, str) for document in itertools.islice(corpus.documents(split), _LOOK)
     ):
         raise MechlabError("texts have no assistant turns", corpus.name, "its column must hold chats")
 

@@ -114,7 +114,8 @@ def contexts(
         threads: tokenise in a background thread; it ends when the generator is closed or dropped.
 
     Raises MechlabError for an unknown policy or split, a context too short for its BOS, a
-    position that is not one of this stream, a chat without ``render``, and what ``Corpus`` raises.
+    position that is not one of this stream, a chat without ``render``, a chat that cannot be rendered
+    (with ``skip_corrupt`` a fault), and what ``Corpus`` raises.
     """
     if bos not in BOS_POLICIES:
         raise MechlabError("unknown BOS policy", bos, near(bos, BOS_POLICIES))
@@ -186,7 +187,19 @@ def _encode(
                 ids = next(ids_of)
                 said = [False] * len(ids) if render else []
             elif render:
-                ids, said = render(content)
+                try:
+                    ids, said = render(content)
+                except MechlabError as error:
+                    where = f"{corpus.name}, row {number}"
+                    # A tokenizer that can render no chat is no fault of the row.
+                    if not (tokenizer.chat_template and tokenizer.is_fast):
+                        raise
+                    if not corpus.skip_corrupt:
+                        raise MechlabError(
+                            error.what, f"{where}: {error.value}", f"{error.remedy}, or pass --skip-corrupt"
+                        ) from None
+                    faults.append((number, f"{where}: {error.what}: {error.value}"))
+                    continue
             else:
                 raise MechlabError(
                     "corpus holds chats", f"{corpus.name}, row {number}", "pass render, or name a text column"
