@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from slow_way import SITE, naive_rows
 from mechlab.activations import harvest as harvest_module
 from mechlab.activations.capture import activations
 from mechlab.activations.harvest import harvest
+from mechlab.activations.ranks import Ranks
 from mechlab.activations.selection import Selection
 from mechlab.activations.storage import FORMATS
 from mechlab.activations.store import open_store
@@ -293,3 +297,22 @@ def test_chats_that_the_template_refuses_are_corrupt_rows(tiny_model: Path, tmp_
     faults = " ".join(fault for each in facts for fault in each["faults"])
     assert "row 3: chat opens with an assistant turn" in faults
     assert "row 20: chat template refuses the messages: no wizards" in faults
+
+
+@pytest.mark.parametrize("tokens", [300, 700])
+def test_shards_that_another_rank_wrote_elsewhere_are_missed(
+    subject: Subject, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    class Apart(Ranks):
+        """The first of two ranks, whose output directories are two."""
+
+        def first_does(self, work: Callable[[], Any]) -> Any:
+            return work()
+
+        each_does = first_does
+
+    monkeypatch.setattr(harvest_module, "_SHARD_ROWS", 400)
+    monkeypatch.setattr(harvest_module, "together", lambda: contextlib.nullcontext(Apart(0, 2)))
+    with pytest.raises(MechlabError, match="shards of other processes are not here"):
+        harvest(subject, corpus, SITE, tmp_path / "s", tokens=tokens, batch=4)
+    assert not exists(tmp_path / "s")

@@ -152,12 +152,18 @@ def harvest(
             return writers[0].finished is not None
 
         if not ranks.first_does(begin):
-            ranks.each_does(
+            made = ranks.each_does(
                 lambda: fill(subject, plan, stream, out / PARTIAL, tokens, ranks=ranks, progress=progress)
             )
-            ranks.first_does(
-                lambda: publish(writers[0], plan, subject.name, f"{corpus.name}, {split}", tokens)
-            )
+
+            def end() -> None:
+                if sum(entry["rows"] for entry in read_journals(out / PARTIAL)) != made:
+                    raise MechlabError(
+                        "shards of other processes are not here", out, "choose an --out that all of them see"
+                    )
+                publish(writers[0], plan, subject.name, f"{corpus.name}, {split}", tokens)
+
+            ranks.first_does(end)
     return open_store(out)
 
 
@@ -234,8 +240,10 @@ def fill(
     *,
     ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
     progress: Progress | None = None,
-) -> None:
+) -> int:
     """Make the shards that are not there yet, up to ``tokens`` rows in all, in ``work``.
+
+    Returns the rows of all shards, those of other ranks included.
 
     ``stream`` gives the contexts from a position on. The journal in ``work`` says what was made.
     """
@@ -268,6 +276,7 @@ def fill(
             rows += sum(len(each) for _, each in picked)
             first += sum(len(batch.tokens) for batch, _ in picked)
             start, number = picked[-1][0].next, number + 1
+    return rows
 
 
 def picked_rows(
