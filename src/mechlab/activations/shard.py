@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
@@ -170,15 +171,15 @@ class Shard:
         return self._values[site][rows]
 
     def _check(self, site: str) -> None:
-        finite = self._statistics[site].square[: self.rows].cpu().isfinite()
+        finite = np.isfinite(self._statistics[site].square[: self.rows].cpu().numpy())
         problem, remedy = "are NaN or infinite", "check the model's weights, or load it with --dtype float32"
         if finite.all():
             stored = self._values[site][: self.rows]
             if self._storage != "float16" or bool(stored.isfinite().all()):
                 return
-            finite = stored.isfinite().all(-1)
+            finite = stored.isfinite().all(-1).numpy()
             problem, remedy = "are too large for float16", "store them as bfloat16 or float32"
-        at = int((~finite).nonzero()[0])
+        at = int(np.flatnonzero(~finite)[0])
         document, position = (int(self._columns[name][at]) for name in ("document", "position"))
         raise MechlabError(
             f"activations at {site} {problem}", f"document {document}, position {position}", remedy
@@ -188,5 +189,9 @@ class Shard:
 def _rectangle(parts: list[Int[Tensor, "_ _"]]) -> Int[Tensor, "context pos"]:
     """Stack batches of contexts of different widths; -1 fills up."""
     width = max((part.shape[1] for part in parts), default=0)
-    filled = [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=-1) for part in parts]
-    return torch.cat(filled) if filled else torch.empty(0, 0, dtype=torch.int32)
+    whole = np.full((sum(map(len, parts)), width), -1, np.int32)
+    at = 0
+    for part in parts:
+        whole[at : at + len(part), : part.shape[1]] = part.numpy()
+        at += len(part)
+    return torch.from_numpy(whole)

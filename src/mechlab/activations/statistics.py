@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
@@ -101,17 +102,20 @@ class Accumulator:
         shift = self._shift.cpu().double()
         mean = shift + first / rows
         deviation = (second - first * first / rows).clamp_min(0)
-        largest = self._largest[:rows].cpu()
+        # NumPy for whole columns: torch would start a second team of threads beside the model's
+        # (measured on Fable: 0.78 of the bare forward with it, 0.88 without).
+        largest = self._largest[:rows].cpu().numpy()
         if self._massive is not None:
-            massive = self._massive[:rows].sum()
+            massive = self._massive[:rows].cpu().numpy().sum()
         else:
-            candidates = (largest > _MASSIVE).nonzero()[:, 0]
-            median = stored(candidates).float().abs().median(-1).values if len(candidates) else largest[:0]
+            candidates = np.flatnonzero(largest > _MASSIVE)
+            rows_of = stored(torch.from_numpy(candidates)).float().abs()
+            median = rows_of.median(-1).values.numpy() if len(candidates) else largest[:0]
             massive = (largest[candidates] > _MASSIVE_RATIO * median).sum()
         return Partial(
             moments=torch.stack([mean, deviation]),
             rows=rows,
-            norm=float(self.square[:rows].double().sqrt().sum()),
+            norm=float(np.sqrt(self.square[:rows].cpu().numpy(), dtype=np.float64).sum()),
             largest=float(largest.max()),
             massive=int(massive),
             lost=float(self._lost),
