@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import random
 import shutil
 import tempfile
@@ -31,6 +34,25 @@ def test_streams_of_any_pieces_give_the_same_bytes(tmp_path: Path, seed: int, pl
     found = (tmp_path / "s").read_bytes()
     assert found == b"".join(pieces) == (tmp_path / "r").read_bytes()
     shutil.rmtree(tmp_path)
+
+
+def test_a_refused_write_past_the_cache_goes_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refused = os.write, []
+
+    def refusing(descriptor: int, data: bytes) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.append(len(data))
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", refusing)
+    content = random.Random(0).randbytes(10**7)
+    with streaming(tmp_path / "f") as stream:
+        stream.write(content)
+    assert (tmp_path / "f").read_bytes() == content
+    assert len(refused) == 1
 
 
 @pytest.mark.parametrize("way", [replacing, streaming])

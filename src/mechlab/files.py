@@ -56,9 +56,9 @@ class Stream:
         self._descriptor, self._size = descriptor, 0
         # Starts at a page, as the disk wants it.
         self._block, self._filled = np.frombuffer(mmap.mmap(-1, _BLOCK), np.uint8), 0
+        self._direct = False
         with contextlib.suppress(OSError):  # file systems in memory have no way past the cache
-            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | getattr(os, "O_DIRECT", 0))
+            self._go_around_the_cache(True)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
@@ -77,10 +77,21 @@ class Stream:
         self._flush(-(-self._filled // mmap.PAGESIZE) * mmap.PAGESIZE)
         os.ftruncate(self._descriptor, size)
 
+    def _go_around_the_cache(self, wanted: bool) -> None:
+        flag = getattr(os, "O_DIRECT", 0)
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | flag if wanted else flags & ~flag)
+        self._direct = wanted
+
     def _flush(self, count: int) -> None:
         at = 0
         while at < count:
-            at += os.write(self._descriptor, self._block[at:count].data)
+            try:
+                at += os.write(self._descriptor, self._block[at:count].data)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                self._go_around_the_cache(False)  # promised, and then refused, by some file systems
         self._size, self._filled = self._size + self._filled, 0
 
 

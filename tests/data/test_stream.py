@@ -420,3 +420,13 @@ def test_mistakes(tmp_path: Path) -> None:
         ([3], [0]),
     ]
     assert list(contexts(corpus, "train", tokenizer, n_ctx=8, start=Position(30))) == []
+
+
+def test_a_text_that_brings_its_bos_has_one(tiny_model: Path, tmp_path: Path) -> None:
+    from mechlab.models.subject import load_model
+
+    (tmp_path / "a.txt").write_text("\n\n".join(["<bos> the cat sat", "the cat sat"] * 20))
+    tokenizer = load_model(tiny_model).tokenizer
+    stream = contexts(open_corpus(tmp_path / "a.txt"), "train", tokenizer, n_ctx=8)
+    for batch in stream:
+        assert (batch.tokens == 2).sum(1).tolist() == [1] * len(batch.tokens)

@@ -159,7 +159,7 @@ def open_store(path: Path | str) -> Store:
         raise MechlabError(
             error.what, error.value, f"mechlab activations verify {path} --repair makes it again"
         ) from None
-    if SHARDS not in artifact.manifest.files:
+    if SHARDS not in artifact.manifest.files or "model" not in artifact.manifest.facts:
         raise MechlabError("store was made by an older version", path, "harvest again with --overwrite")
     return Store(artifact)
 

@@ -205,7 +205,8 @@ def _encode(
                     "corpus holds chats", f"{corpus.name}, row {number}", "pass render, or name a text column"
                 )
             if ids:
-                prefix = [] if bos is None else [bos]
+                # Texts that were rendered for a model may bring their BOS along.
+                prefix = [] if bos is None or ids[0] == bos else [bos]
                 pieces += [prefix, ids]
                 turns += [[False] * len(prefix), said]
                 documents.append(number)
