@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mechlab.activations.batches import shuffled as shuffled
     from mechlab.activations.capture import activations as activations
+    from mechlab.activations.generate import generation as generation
     from mechlab.activations.harvest import harvest as harvest
     from mechlab.activations.live import live as live
     from mechlab.activations.selection import Selection as Selection
@@ -51,6 +52,7 @@ _HOMES = {
     "evaluate": "sae.evaluate",
     "explain_features": "features.explain",
     "find_circuit": "circuits.find",
+    "generation": "activations.generate",
     "harvest": "activations.harvest",
     "head_patching": "circuits.patching",
     "live": "activations.live",

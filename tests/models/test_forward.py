@@ -118,7 +118,7 @@ def test_logits_only_where_asked() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_pull_back_equals_autograd_on_separate_copies(name: str) -> None:
-    forward, tokens = DecomposedForward(random_model(name)), prompts()
+    forward, tokens = DecomposedForward(random_model(name).double()), prompts()
     x = forward.embed(tokens).requires_grad_()
     run = forward.run(x=x, trace=True)
     parts = [part for trace in run.traces for part in trace.parts]
@@ -135,7 +135,7 @@ def test_pull_back_equals_autograd_on_separate_copies(name: str) -> None:
 
     slow_run = forward.run(x=x, read=read)
     slow = torch.cat(torch.autograd.grad(slow_run.logits.square().sum(), copies))
-    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fast, slow, atol=1e-9, rtol=1e-9)
 
 
 def test_weights_are_views() -> None:

@@ -95,7 +95,7 @@ def info(words: list[str], program: str) -> Outcome:
         "sites": {name: site.dim for name, site in subject.sites.items()},
     }
     facts = [f"{key:<12} {value}" for key, value in payload.items() if key != "sites"]
-    sites = [f"  {name} [{site.dim}]" for name, site in subject.sites.items()]
+    sites = [f"  {n} [{'head, query, key' if s.pattern else s.dim}]" for n, s in subject.sites.items()]
     return Outcome(payload, "\n".join([*facts, "sites:", *sites]))
 
 

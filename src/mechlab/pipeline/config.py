@@ -24,6 +24,8 @@ class RunConfig(Settings):
     """Corpus: a .txt, .jsonl or .parquet file, a directory of them, or a hub dataset; fable has its own."""
     column: str = "text"
     """Field of the corpus that holds the text."""
+    skip_corrupt: bool = False
+    """Leave corrupt rows of the corpus out; they are counted and named in the stores' manifests."""
     task: str = "ioi"
     """Task whose circuit to find (ioi, greater_than, induction, …), or "none"."""
     out: Path = Path("runs/demo")

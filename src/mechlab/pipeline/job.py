@@ -357,7 +357,8 @@ def _corpus(config: RunConfig) -> Corpus:
             "--data is missing",
             "pass a file, a directory or a hub dataset",
         )
-    return open_corpus(BUNDLED if config.data is None else config.data, column=config.column)
+    source = BUNDLED if config.data is None else config.data
+    return open_corpus(source, column=config.column, skip_corrupt=config.skip_corrupt)
 
 
 def _window(rows: Rows) -> int:
