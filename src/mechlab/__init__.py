@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mechlab.activations.batch import mixing as mixing
     from mechlab.activations.batches import shuffled as shuffled
     from mechlab.activations.capture import activations as activations
     from mechlab.activations.generate import generation as generation
@@ -59,6 +60,7 @@ _HOMES = {
     "load_model": "models.subject",
     "load_sae": "sae.dictionary",
     "make_task": "data.tasks",
+    "mixing": "activations.batch",
     "open_corpus": "data.corpus",
     "open_store": "activations.store",
     "project_out": "interventions.edits",

@@ -47,6 +47,19 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True)
 
 
+def kill_after(shards: int, arguments: list[str]) -> None:
+    """Start the command and kill it once it has written so many shards."""
+    work = Path(arguments[arguments.index("--out") + 1]) / ".partial"
+    child = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    while len(list(work.glob("shard-*"))) < shards:
+        time.sleep(0.002)
+        assert child.poll() is None
+    child.kill()
+    child.wait()
+
+
 @pytest.fixture(scope="module")
 def whole(tiny_model: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of an undisturbed harvest."""
@@ -109,16 +122,7 @@ def test_broken_shards_of_an_unfinished_harvest_are_made_again(
     whole: Path, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
-    child = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words(tiny_model, tiny_corpus, out)],
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    while len(list((out / ".partial").glob("shard-*"))) < 8:
-        time.sleep(0.002)
-        assert child.poll() is None
-    child.kill()
-    child.wait()
+    kill_after(8, words(tiny_model, tiny_corpus, out))
     shards = sorted((out / ".partial").glob("shard-*"))[:6]
     shards[0].write_bytes(shards[0].read_bytes()[:-1])
     shards[3].unlink()
@@ -207,16 +211,7 @@ def test_ranks_go_on_from_what_one_process_left(
     whole: Path, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
-    child = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words(tiny_model, tiny_corpus, out)],
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    while len(list((out / ".partial").glob("shard-*"))) < 5:
-        time.sleep(0.002)
-        assert child.poll() is None
-    child.kill()
-    child.wait()
+    kill_after(5, words(tiny_model, tiny_corpus, out))
     done = torchrun(words(tiny_model, tiny_corpus, out))
     assert done.returncode == 0, done.stderr
     assert open_store(out).artifact.manifest.fingerprint == open_store(whole).artifact.manifest.fingerprint

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from numbers_tokenizer import Numbers
 from transformers import AutoTokenizer
 
 from mechlab.data.corpus import SPLITS, Corpus, open_corpus
@@ -22,17 +23,6 @@ from mechlab.errors import MechlabError
 
 KINDS = ("txt", "jsonl", "parquet", "directory", "dataset", "iterable", "saved")
 POLICIES = list(itertools.product(BOS_POLICIES, (False, True)))
-
-
-class Numbers:
-    """A tokenizer of numbers between spaces; 0 is BOS. Counts what it is given."""
-
-    def __init__(self, bos: int | None = 0, cls: int | None = None) -> None:
-        self.bos_token_id, self.cls_token_id, self.texts = bos, cls, 0
-
-    def __call__(self, chunk: list[str], **_: Any) -> dict[str, list[list[int]]]:
-        self.texts += len(chunk)
-        return {"input_ids": [[int(word) for word in text.split() if word != "-"] for text in chunk]}
 
 
 def random_texts(seed: int, count: int = 60) -> list[str]:
@@ -316,75 +306,6 @@ def test_the_first_corrupt_row_ends_a_stream_after_the_batches_before_it(tmp_pat
 def _all(folder: Path, lines: list[str]) -> Corpus:
     (folder / "a.jsonl").write_text("\n".join(lines))
     return open_corpus(folder / "a.jsonl")
-
-
-CHAT = [
-    {"role": "user", "content": "1 2"},
-    {"role": "assistant", "content": "3 4 5"},
-    {"role": "user", "content": "6"},
-]
-
-
-def render(chat: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
-    ids = [int(word) for turn in chat for word in turn["content"].split()]
-    said = [turn["role"] == "assistant" for turn in chat for _ in turn["content"].split()]
-    return ids, said
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "parquet", "dataset", "iterable"])
-def test_chats(tmp_path: Path, kind: str) -> None:
-    import datasets
-
-    source: Any
-    dataset = datasets.Dataset.from_dict({"messages": [CHAT] * 5})
-    if kind == "jsonl":
-        source = tmp_path / "a.jsonl"
-        source.write_text("\n".join(json.dumps({"messages": CHAT}) for _ in range(5)))
-    elif kind == "parquet":
-        source = tmp_path / "a.parquet"
-        dataset.to_parquet(str(source))
-    else:
-        source = dataset if kind == "dataset" else dataset.to_iterable_dataset()
-    corpus = open_corpus(source, column="messages")
-    assert next(corpus.documents("train")).text == CHAT
-    batch = next(contexts(corpus, "train", Numbers(), n_ctx=5, render=render))
-    assert batch.tokens[:2].tolist() == [[0, 1, 2, 3, 4], [0, 5, 6, 6, 6]]
-    assert batch.assistant is not None
-    assert batch.assistant[:2].tolist() == [[False] * 3 + [True] * 2, [False, True, False, False, False]]
-    for pack, bos in itertools.product((False, True), BOS_POLICIES):
-        whole = list(
-            contexts(corpus, "train", Numbers(), n_ctx=4, batch=1, pack=pack, bos=bos, render=render)
-        )
-        for each in whole:
-            assert each.assistant is not None
-            assert torch.equal(each.assistant, (each.tokens >= 3) & (each.tokens <= 5) & each.mask)
-    with pytest.raises(MechlabError, match=r"corpus holds chats: .*row 0"):
-        list(contexts(corpus, "train", Numbers(), n_ctx=5))
-
-
-def test_texts_among_chats_have_no_assistant(tmp_path: Path) -> None:
-    rows = [{"messages": CHAT}, {"messages": "7 8"}, {"messages": []}]
-    corpus = _chats(tmp_path, rows)
-    (batch,) = contexts(corpus, "train", Numbers(), n_ctx=9, pack=True, bos="document", render=render)
-    assert batch.tokens.tolist() == [[0, 1, 2, 3, 4, 5, 6, 0, 7], [8] * 9]
-    assert batch.assistant is not None
-    assert batch.assistant.sum() == 3
-
-
-def _chats(folder: Path, rows: list[Any]) -> Corpus:
-    (folder / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    return open_corpus(folder / "a.jsonl", column="messages")
-
-
-def test_a_bad_chat_is_a_corrupt_row(tmp_path: Path) -> None:
-    for bad in (
-        [{"role": "user"}],
-        [{"role": 1, "content": "1"}],
-        ["hello"],
-        {"role": "user", "content": "1"},
-    ):
-        with pytest.raises(MechlabError, match="no text column 'messages'"):
-            _chats(tmp_path, [{"messages": bad}])
 
 
 def test_threads_give_the_same_and_end_with_the_stream(tmp_path: Path) -> None:
