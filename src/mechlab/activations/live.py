@@ -81,6 +81,11 @@ class LiveSource:
         )
 
     @property
+    def subject(self) -> Subject:
+        """The model that runs."""
+        return self._subject
+
+    @property
     def sites(self) -> tuple[str, ...]:
         """Names of the sites in every row."""
         return tuple(site.name for site in self._plan.sites)

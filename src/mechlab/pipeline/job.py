@@ -43,8 +43,6 @@ from mechlab.pipeline.config import RunConfig
 from mechlab.pipeline.summary import summarise
 from mechlab.sae.dictionary import Dictionary, default_config, encode_store, train_sae
 from mechlab.sae.evaluate import Evaluation, evaluate
-from mechlab.sae.topk import TopK
-from mechlab.sae.train import TrainConfig
 from mechlab.settings import changed
 
 KIND = "run"
@@ -129,12 +127,9 @@ class _Job:
         self.site = config.site or f"blocks.{layers // 2}.hook_resid_post"
         self.n_ctx = min(subject.n_ctx, 512) if config.n_ctx is None else config.n_ctx
         train_tokens = TRAIN_TOKENS if config.train_tokens is None else config.train_tokens
-        defaults = default_config(subject.site(self.site).dim, train_tokens)
-        self.training = TrainConfig(
-            d_sae=defaults.d_sae if config.d_sae is None else config.d_sae,
-            k=defaults.k if config.k is None else config.k,
-            tokens=defaults.tokens,
-        )
+        defaults = default_config(self.site, subject.site(self.site).dim, train_tokens)
+        given = {name: getattr(config, name) for name in ("d_sae", "k")}
+        self.training = changed(defaults, {n: value for n, value in given.items() if value is not None})
         self.seconds: dict[str, float] = {}
 
     def check(self) -> None:
@@ -157,7 +152,6 @@ class _Job:
             )
         if self.training.d_sae > MOST_LATENTS:
             raise MechlabError("d_sae is out of range", self.training.d_sae, f"at most {MOST_LATENTS}")
-        TopK(1, self.training.d_sae, self.training.k)
         if self.config.task != "none":
             require_task(self.subject, self._task("validation"))
             self._task("test")
@@ -226,7 +220,6 @@ class _Job:
     def _train(self, store: Store) -> Dictionary:
         return train_sae(
             store,
-            self.site,
             self.config.out / "sae",
             self.training,
             seed=self.config.seed,

@@ -1,39 +1,39 @@
-"""A trained dictionary on disk: SAELens' layout inside an artifact.
-
-``cfg.json`` and ``sae_weights.safetensors`` follow SAELens 6 (architecture "topk"), so the
-directory also loads with ``sae_lens.SAE.load_from_disk``. SAELens sends files without
-``metadata.sae_lens_version`` >= 6 through an old-format converter, hence that key.
-"""
+"""A trained dictionary on disk: SAELens' layout inside an artifact."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mechlab.activations.live import LiveSource
 from mechlab.activations.store import Store
-from mechlab.artifacts import Artifact, open_artifact, writing
+from mechlab.artifacts import Artifact, Writer, open_artifact, writing
 from mechlab.errors import MechlabError
 from mechlab.files import write_atomic
 from mechlab.models.subject import Subject
-from mechlab.sae.topk import Codes, TopK
-from mechlab.sae.train import TrainConfig, train
+from mechlab.sae import saelens
+from mechlab.sae.base import Sae
+from mechlab.sae.checkpoint import METRICS
+from mechlab.sae.codes import Codes, concatenate
+from mechlab.sae.config import TrainConfig
+from mechlab.sae.source import mixed
+from mechlab.sae.topk import TopKConfig
+from mechlab.sae.train import Log, Progress, Trained, train
 
 KIND = "dictionary"
-_SAELENS_FORMAT = "6.54.12"
-_WEIGHTS, _CONFIG, _METRICS, _STATISTICS = (
-    "sae_weights.safetensors",
-    "cfg.json",
-    "metrics.jsonl",
-    "statistics.safetensors",
-)
+_STATISTICS = "statistics.safetensors"
+_FILES = (saelens.WEIGHTS, saelens.CONFIG, _STATISTICS, METRICS)
 
 
 @dataclass(frozen=True)
@@ -41,84 +41,154 @@ class Dictionary:
     """A trained dictionary with what it was trained on.
 
     Attributes:
-        artifact: where it is stored; its inputs name the model and the store by fingerprint.
+        artifact: where it is stored; its inputs name the model and the activations by fingerprint.
         sae: the weights.
-        site: the site that it reads and reconstructs.
-        mean: mean activation over the training rows ``[d_in]`` (for mean ablation).
+        inputs, outputs: the sites it reads and those it predicts (the same, unless a transcoder).
+        mean: mean of the outputs over the training rows ``[d_out]`` (for mean ablation).
     """
 
     artifact: Artifact
-    sae: TopK
-    site: str
-    mean: Float[Tensor, "d_in"]
+    sae: Sae
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    mean: Float[Tensor, "d_out"]
+
+    @property
+    def site(self) -> str:
+        """The one site it reads and reconstructs; MechlabError for transcoders and crosscoders."""
+        if self.inputs != self.outputs or len(self.inputs) > 1:
+            raise MechlabError(
+                "dictionary does not reconstruct one site",
+                f"{', '.join(self.inputs)} → {', '.join(self.outputs)}",
+                "use its inputs and outputs",
+            )
+        return self.inputs[0]
 
     def check(self, subject: Subject) -> None:
         """MechlabError when the dictionary was trained on another model."""
-        trained_on = self.artifact.manifest.inputs["model"]
+        trained_on = self.artifact.manifest.inputs.get("model")
         if trained_on != subject.fingerprint:
             raise MechlabError(
                 "dictionary was trained on another model",
-                f"fingerprint {trained_on[:12]}, not {subject.fingerprint[:12]} ({subject.name})",
+                f"fingerprint {str(trained_on)[:12]}, not {subject.fingerprint[:12]} ({subject.name})",
                 "load the model it was trained on",
             )
 
 
 def train_sae(
-    store: Store,
-    site: str,
+    source: Store | LiveSource,
     out: Path | str,
-    config: TrainConfig | None = None,
+    config: TrainConfig,
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
     overwrite: bool = False,
-    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    log: Log | None = None,
+    progress: Progress | None = None,
 ) -> Dictionary:
-    """Train a TopK dictionary on one site of a store and save it at ``out``.
+    """Train a dictionary on a store or a live model and save it at ``out``.
 
-    An unfinished training of the same settings is resumed from its last checkpoint and
-    ends with the same bytes as one that was never interrupted. Raises MechlabError when
-    the site is not in the store, sizes are out of range, ``out`` holds something else,
-    or the loss stops being finite.
+    The config's class decides the architecture, its ``site`` (and ``target``) what is read and
+    predicted. An unfinished training of the same settings is resumed from its last checkpoint
+    and ends with the same bytes as one that was never interrupted. Raises MechlabError when a
+    site is not there, sizes are out of range, ``out`` holds something else, or the loss stops
+    being finite; warns when a target L0 was not reached.
     """
-    config = config or TrainConfig()
-    if site not in store.sites:
-        raise MechlabError("store does not hold the site", site, f"it holds {', '.join(store.sites)}")
-    inputs = {
-        "model": store.artifact.manifest.inputs["model"],
-        "activations": store.artifact.manifest.fingerprint,
-    }
-    plan = {"site": site, "architecture": "topk", **config.to_dict()}
-    with writing(out, KIND, config=plan, seed=seed, inputs=inputs, overwrite=overwrite) as writer:
-        if writer.finished is None:
-            activations = store.activations(site).to(torch.float32)
-            sae, metrics = train(
-                activations,
-                config,
-                seed=seed,
-                device=device,
-                checkpoint=writer.work / "checkpoint.safetensors",
-                progress=progress,
+    return train_saes(
+        source, {out: config}, seed=seed, device=device, overwrite=overwrite, log=log, progress=progress
+    )[0]
+
+
+def train_saes(
+    source: Store | LiveSource,
+    configs: Mapping[Path | str, TrainConfig],
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> list[Dictionary]:
+    """Train several dictionaries on one pass over the activations; directory → config.
+
+    Like ``train_sae`` for each; batch size and number of tokens must agree.
+    """
+    sites = _sites(source, configs.values())
+    if isinstance(source, Store):
+        inputs = {
+            "model": source.artifact.manifest.inputs["model"],
+            "activations": source.artifact.manifest.fingerprint,
+        }
+    else:
+        inputs = {"model": source.subject.fingerprint, "activations": source.identity()}
+    with contextlib.ExitStack() as stack:
+        writers: dict[Writer, TrainConfig] = {}
+        for out, config in configs.items():
+            plan = {"arch": config.arch, **config.model_dump()}
+            writer = stack.enter_context(
+                writing(out, KIND, config=plan, seed=seed, inputs=inputs, overwrite=overwrite)
             )
-            weights = {name: value.contiguous() for name, value in sae.state_dict().items()}
-            write_atomic(writer.work / _WEIGHTS, save(weights))
-            write_atomic(writer.work / _STATISTICS, save({"mean": activations.mean(0)}))
-            write_atomic(writer.work / _CONFIG, json.dumps(_saelens_config(sae, site), indent=1))
-            write_atomic(writer.work / _METRICS, "".join(json.dumps(row) + "\n" for row in metrics))
-            writer.commit([_WEIGHTS, _STATISTICS, _CONFIG, _METRICS], facts=metrics[-1])
-    return load_sae(out)
+            if writer.finished is None:
+                writers[writer] = config
+        if writers:
+            made = train(
+                mixed(source, sites, str(device)), list(writers.values()), seed=seed, device=device,
+                work=[writer.work for writer in writers], log=log, progress=progress,
+            )  # fmt: skip
+            for (writer, config), trained in zip(writers.items(), made, strict=True):
+                if isinstance(source, Store) and all(site in source.sites for site in config.outputs):
+                    means = [source.statistics(site)["mean"] for site in config.outputs]
+                    mean = torch.cat([torch.tensor(each, dtype=torch.float32) for each in means])
+                else:
+                    mean = trained.mean
+                _write(writer, trained, config.inputs, config.outputs, mean)
+    return [load_sae(out) for out in configs]
+
+
+def _sites(source: Store | LiveSource, configs: Any) -> tuple[str, ...]:
+    wanted = dict.fromkeys(site for config in configs for site in (*config.inputs, *config.outputs))
+    for site in wanted:
+        if site not in source.sites:
+            raise MechlabError("activations lack the site", site, f"they hold {', '.join(source.sites)}")
+    return tuple(wanted)
+
+
+def _write(
+    writer: Writer, trained: Trained, inputs: tuple[str, ...], outputs: tuple[str, ...], mean: Tensor
+) -> None:
+    save_sae(writer.work, trained.sae, inputs, outputs, mean)
+    facts: dict[str, Any] = {**trained.metrics[-1]}
+    if trained.missed:
+        facts["missed"] = trained.missed
+        warnings.warn(trained.missed, stacklevel=2)
+    write_atomic(writer.work / METRICS, "".join(json.dumps(row) + "\n" for row in trained.metrics))
+    writer.commit(list(_FILES), facts=facts)
+
+
+def save_sae(
+    folder: Path,
+    sae: Sae,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    mean: Float[Tensor, "d_out"],
+) -> None:
+    """Write a dictionary's files into a folder: SAELens' two, and the mean of the outputs."""
+    config, tensors = saelens.to_saelens(sae, inputs, outputs)
+    write_atomic(folder / saelens.WEIGHTS, save(tensors))
+    write_atomic(folder / saelens.CONFIG, json.dumps(config, indent=1))
+    write_atomic(folder / _STATISTICS, save({"mean": mean.contiguous()}))
 
 
 def load_sae(path: Path | str) -> Dictionary:
     """Load a dictionary made by ``train_sae``; MechlabError when there is none or it is damaged."""
     artifact = open_artifact(path, KIND)
-    config = json.loads(artifact.file(_CONFIG).read_text())
-    if config["architecture"] != "topk":
-        raise MechlabError("unknown dictionary architecture", config["architecture"], "known: topk")
-    sae = TopK(config["d_in"], config["d_sae"], config["k"])
-    sae.load_state_dict(load_file(str(artifact.file(_WEIGHTS))))
+    config = json.loads(artifact.file(saelens.CONFIG).read_text())
+    sae = saelens.from_saelens(config, load_file(str(artifact.file(saelens.WEIGHTS))))
     mean = load_file(str(artifact.file(_STATISTICS)))["mean"]
-    return Dictionary(artifact, sae.requires_grad_(False).eval(), config["metadata"]["hook_name"], mean)
+    metadata = config["metadata"]
+    inputs = tuple(metadata["hook_name"].split(","))
+    outputs = tuple(metadata["hook_name_out"].split(",")) if metadata.get("hook_name_out") else inputs
+    return Dictionary(artifact, sae.requires_grad_(False).eval(), inputs, outputs, mean)
 
 
 @torch.no_grad()
@@ -127,38 +197,20 @@ def encode_store(
 ) -> Codes:
     """Sparse codes of the first ``rows`` rows of a store (all by default), in stream order.
 
-    Raises MechlabError when the store lacks the dictionary's site or comes from another model.
+    Raises MechlabError when the store lacks the dictionary's sites or comes from another model.
     """
-    there, wanted = store.artifact.manifest.inputs["model"], dictionary.artifact.manifest.inputs["model"]
+    there, wanted = store.artifact.manifest.inputs["model"], dictionary.artifact.manifest.inputs.get("model")
     if there != wanted:
         raise MechlabError(
             "store and dictionary come from different models",
-            f"fingerprints {there[:12]} and {wanted[:12]}",
+            f"fingerprints {there[:12]} and {str(wanted)[:12]}",
             "harvest again",
         )
-    x = store.activations(dictionary.site)[:rows].to(torch.float32)
-    parts = [dictionary.sae.encode(x[i : i + batch]) for i in range(0, len(x), batch)]
-    return Codes(torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts]))
+    x = torch.cat([store.activations(site)[:rows].to(torch.float32) for site in dictionary.inputs], dim=1)
+    return concatenate([dictionary.sae.encode(x[i : i + batch]) for i in range(0, len(x), batch)])
 
 
-def default_config(d_in: int, tokens: int) -> TrainConfig:
+def default_config(site: str, d_in: int, tokens: int) -> TopKConfig:
     """Settings when the user names none: eight times as wide as the site, at least 1,024; k of 16, or 32."""
-    return TrainConfig(
-        d_sae=max(1024, 2 ** math.ceil(math.log2(8 * d_in))), k=16 if d_in <= 256 else 32, tokens=tokens
-    )
-
-
-def _saelens_config(sae: TopK, site: str) -> dict[str, object]:
-    return {
-        "architecture": "topk",
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        "k": sae.k,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "rescale_acts_by_decoder_norm": False,
-        "metadata": {"sae_lens_version": _SAELENS_FORMAT, "hook_name": site},
-    }
+    width = max(1024, 2 ** math.ceil(math.log2(8 * d_in)))
+    return TopKConfig(site=site, d_sae=width, k=16 if d_in <= 256 else 32, tokens=tokens)

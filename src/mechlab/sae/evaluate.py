@@ -32,8 +32,8 @@ from mechlab.data.stream import contexts
 from mechlab.errors import MechlabError
 from mechlab.interventions.edit import editing
 from mechlab.models.subject import Subject
+from mechlab.sae.base import Sae
 from mechlab.sae.dictionary import Dictionary
-from mechlab.sae.topk import TopK
 from mechlab.scores import Score
 
 # Logits of one batch stay under about half a gigabyte in float32.
@@ -160,7 +160,7 @@ def _recovered(name: str, sums: np.ndarray, ablation: str, seed: int) -> Score:
 
 def _batch_sums(
     subject: Subject,
-    sae: TopK,
+    sae: Sae,
     dictionary: Dictionary,
     tokens: Int[Tensor, "context pos"],
     real: Bool[Tensor, "context pos"],

@@ -4,90 +4,93 @@ Source: Gao et al. (2024), *Scaling and evaluating sparse autoencoders* (arXiv 2
 
     codes = TopK((x - b_dec) W_enc + b_enc),   x_hat = codes W_dec + b_dec
 
-with a ReLU on the selected values, as released dictionaries of this kind have it.
+with a ReLU on the selected values, as released dictionaries of this kind have it, and the AuxK
+loss for dead latents.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Self
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from mechlab_kernels.autograd import topk_pre_activations
+from mechlab_kernels.encode import encode_topk
+from pydantic import model_validator
+from torch import Tensor
 
-from mechlab.errors import MechlabError
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Sparse codes: the active latents of each row and their values (0 = not active)."""
-
-    values: Float[Tensor, "row k"]
-    indices: Int[Tensor, "row k"]
+from mechlab.sae.base import Sae, Step, StepLoss
+from mechlab.sae.codes import Codes
+from mechlab.sae.config import TrainConfig
+from mechlab.sae.dead import auxk_loss
 
 
-class TopK(nn.Module):
-    """A dictionary of ``d_sae`` directions of which ``k`` are used per token.
+class TopKConfig(TrainConfig):
+    """Settings of a TopK dictionary."""
 
-    Attributes:
-        W_enc: encoder ``[d_in, d_sae]``; b_enc: ``[d_sae]``.
-        W_dec: decoder ``[d_sae, d_in]``, rows of unit norm; b_dec: ``[d_in]``, subtracted
-            from the input and added to the output.
-    """
+    arch = "topk"
 
-    def __init__(self, d_in: int, d_sae: int, k: int) -> None:
-        super().__init__()
-        if d_sae < 1:
-            raise MechlabError("d_sae is out of range", d_sae, "at least 1")
-        if not 1 <= k <= d_sae:
-            raise MechlabError("k is out of range", k, f"between 1 and d_sae = {d_sae}")
-        self.d_in, self.d_sae, self.k = d_in, d_sae, k
-        self.W_enc = nn.Parameter(torch.zeros(d_in, d_sae))
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+    k: int = 16
+    """Active latents per token."""
+    k_start: int | None = None
+    """Active latents at the start; falls to k over the sparsity warm-up."""
+    aux: float = 1 / 32
+    """Weight of the AuxK loss, which trains dead latents on what the others leave; 0 turns it off."""
+    aux_k: int | None = None
+    """Dead latents per token in the AuxK loss; half the width of the target by default."""
 
-    @torch.no_grad()
-    def initialise(self, mean: Float[Tensor, "d_in"], generator: torch.Generator) -> None:
-        """Random unit decoder rows, the encoder as their transpose, and ``b_dec`` at the data mean."""
-        rows = torch.randn(self.d_sae, self.d_in, generator=generator)
-        rows = rows / rows.norm(dim=-1, keepdim=True)
-        self.W_dec.copy_(rows)
-        self.W_enc.copy_(rows.T)
-        self.b_dec.copy_(mean)
+    @model_validator(mode="after")
+    def _k_in_range(self) -> Self:
+        self._require("k", 1 <= self.k <= self.d_sae, f"between 1 and d_sae = {self.d_sae}")
+        if self.k_start is not None:
+            self._require("k_start", self.k <= self.k_start <= self.d_sae, "between k and d_sae")
+        self._require("aux", self.aux >= 0, "zero or more")
+        self._require("aux_k", self.aux_k is None or self.aux_k >= 1, "at least 1")
+        return self
 
-    def pre_activations(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_sae"]:
-        """Encoder output before the selection."""
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
+    def k_at(self, step: Step) -> int:
+        """Active latents at a step."""
+        warm = self.sparsity_warmup * step.steps
+        if self.k_start is None or step.number >= warm:
+            return self.k
+        return round(self.k_start + (self.k - self.k_start) * step.number / warm)
+
+
+class TopK(Sae):
+    """``k`` latents per token: those with the largest pre-activations; negative ones count as zero."""
+
+    arch = "topk"
+    Config = TopKConfig
+    # AbsTopK selects by absolute value and keeps the sign.
+    signed = False
+
+    config: TopKConfig
+
+    @property
+    def k(self) -> int:
+        """Active latents per token."""
+        return self.config.k
+
+    def rectify(self, selected: Float[Tensor, "row k"]) -> Float[Tensor, "row k"]:
+        """Values of selected pre-activations."""
+        return selected if self.signed else selected.relu()
 
     def encode(self, x: Float[Tensor, "row d_in"]) -> Codes:
         """Codes of each row; at most ``k`` are non-zero."""
-        values, indices = self.pre_activations(x).topk(self.k, dim=-1)
-        return Codes(values.relu(), indices)
+        values, indices = encode_topk(self.centre(x), self.encoder, self.b_enc, self.k, absolute=self.signed)
+        return Codes(self.rectify(values), indices)
 
-    def decode(self, codes: Codes) -> Float[Tensor, "row d_in"]:
-        """Reconstruction from codes."""
-        return scatter(codes, self.d_sae) @ self.W_dec + self.b_dec
-
-    def forward(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_in"]:
-        """Reconstruction of ``x``."""
-        return self.decode(self.encode(x))
-
-    @torch.no_grad()
-    def rescale_input(self, scale: float) -> None:
-        """Make a dictionary trained on ``scale * x`` apply to ``x`` itself, exactly.
-
-        Selection and ReLU commute with a positive factor, so only the biases change; codes
-        and reconstructions come out divided by ``scale``.
-        """
-        if not (scale > 0 and math.isfinite(scale)):
-            raise MechlabError("activation scale must be positive and finite", scale, "check the activations")
-        self.b_enc.div_(scale)
-        self.b_dec.div_(scale)
+    def loss(self, x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d_out"], step: Step) -> StepLoss:
+        """Squared error over total variance, plus AuxK."""
+        centred = self.centre(x)
+        k = self.config.k_at(step)
+        values, indices = topk_pre_activations(centred, self.encoder, self.b_enc, k, self.signed, SEARCH)
+        codes = Codes(self.rectify(values), indices)
+        error = y - self.decode(codes, x)
+        squared = error.pow(2).sum(-1).mean() / step.variance
+        auxiliary = auxk_loss(self, centred, error, step, self.config.aux, self.config.aux_k)
+        l0 = codes.l0().float().mean()
+        return StepLoss(squared + auxiliary, squared.detach(), l0, codes.fired(self.d_sae))
 
 
-def scatter(codes: Codes, d_sae: int) -> Float[Tensor, "row d_sae"]:
-    """Codes as a dense array ``[row, d_sae]``; gradients reach the values."""
-    dense = codes.values.new_zeros(len(codes.values), d_sae)
-    return dense.scatter(1, codes.indices, codes.values)
+# Low-precision candidates with exact scores where the processor is faster that way.
+SEARCH = "auto"

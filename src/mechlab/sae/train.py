@@ -1,223 +1,174 @@
-"""Training a dictionary on an in-memory table of activations.
+"""The training loop: one pass over the activations trains any number of dictionaries.
 
-The loop follows Gao et al. (2024, arXiv 2406.04093): normalised mean squared error,
-the AuxK loss that revives dead latents, unit-norm decoder rows with the gradient along
-them removed, Adam. Every step's data follows from (seed, step) alone and the state is
-saved at fixed steps, so a killed run resumed from its checkpoint gives the same bytes.
+The loop knows neither where batches come from nor what the dictionaries are. All state is saved
+at fixed steps (weights, moments, place in the data, counters), and everything random follows from
+(seed, step), so that a run resumed after a kill gives the same bytes as one that was left alone.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mechlab.activations.batch import Batch
 from mechlab.errors import MechlabError
-from mechlab.files import write_atomic
-from mechlab.sae.topk import Codes, TopK, scatter
+from mechlab.sae import checkpoint
+from mechlab.sae.base import Sae
+from mechlab.sae.config import PenaltyConfig, TrainConfig
+from mechlab.sae.scaling import SiteScale, look
+from mechlab.sae.source import Batches, Opener
+from mechlab.sae.trainee import LOOK_EVERY, Loss, Trainee
 
 _CHECKPOINTS = 10
-# Gao et al. use 1/32 for AuxK and half the input dimension for its number of latents.
-_AUX_COEFFICIENT = 1 / 32
-METRICS = ("step", "loss", "fve", "dead")
+_LOGGED = 200
+# Rows looked at before training, for scales, means and medians.
+_SAMPLE = 2**15
+_UNREACHED = 0.1
+
+Progress = Callable[[int, int, dict[str, float]], None]
+Log = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Settings of one TopK training run.
+class Trained:
+    """What training made of one config.
 
     Attributes:
-        d_sae: number of latents.
-        k: active latents per token.
-        tokens: rows to train on, counting repeats.
-        batch_size: rows per step.
-        lr: peak learning rate; warmed up over 5 % of the steps, decayed to zero over the last 30 %.
-        dead_after: a latent is dead when it has not fired for this many rows.
+        sae: the dictionary, in the activations' units.
+        metrics: one row per logged step: step, loss, fve, l0, dead, lr, sparsity, gradient_norm …
+        mean: mean of the outputs over the rows looked at before training ``[d_out]``.
+        missed: what the run did not reach, in words; None when all is well.
     """
 
-    d_sae: int = 1024
-    k: int = 16
-    tokens: int = 2_000_000
-    batch_size: int = 2048
-    lr: float = 2e-3
-    dead_after: int = 100_000
-
-    @property
-    def steps(self) -> int:
-        """Number of optimiser steps."""
-        return max(1, math.ceil(self.tokens / self.batch_size))
-
-    def to_dict(self) -> dict[str, int | float]:
-        """Plain values."""
-        return asdict(self)
+    sae: Sae
+    metrics: list[dict[str, float]]
+    mean: Float[Tensor, "d_out"]
+    missed: str | None
 
 
 def train(
-    activations: Float[Tensor, "row d_in"],
-    config: TrainConfig,
+    source: Opener,
+    configs: Sequence[TrainConfig],
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    checkpoint: Path | None = None,
-    progress: Callable[[int, int, dict[str, float]], None] | None = None,
-) -> tuple[TopK, list[dict[str, float]]]:
-    """Train a TopK dictionary.
+    work: Sequence[Path] | None = None,
+    loss: Loss | None = None,
+    start: Sequence[Sae | None] | None = None,
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> list[Trained]:
+    """Train dictionaries side by side on the same batches.
 
     Args:
-        activations: the training rows; read only.
-        checkpoint: file to save the state in from time to time and to resume from.
-        progress: called with (step, steps, last metrics).
+        source: opens the batches; each must hold every config's sites.
+        configs: one per dictionary; tokens and batch_size must agree.
+        work: a directory for each, where checkpoints and metrics.jsonl are kept as training goes
+            on, and from which it is resumed.
+        loss: replaces the dictionaries' own loss (end-to-end training).
+        start: dictionaries to start from, in the activations' units (fine-tuning).
+        log: called with (number of the config, metrics row) at every logged step.
+        progress: called with (rows done, rows in all, figures of the first dictionary).
 
-    Returns the dictionary, in units of ``activations``, and the metrics along the way
-    ("step", "loss" = normalised squared error with AuxK, "fve" = fraction of variance
-    explained in the batch, "dead" = share of dead latents).
-    Raises MechlabError when sizes are out of range, or the loss stops being finite.
+    Raises MechlabError when configs do not go together, activations are not finite or do not
+    vary, the data end early, or a loss stops being finite (naming the step and the last
+    checkpoint).
     """
-    n, d_in = activations.shape
-    if n < config.batch_size:
-        raise MechlabError("fewer rows than one batch", n, f"harvest at least {config.batch_size} tokens")
+    first = configs[0]
+    for name in ("tokens", "batch_size"):
+        if len({getattr(config, name) for config in configs}) > 1:
+            values = ", ".join(str(getattr(config, name)) for config in configs)
+            raise MechlabError(f"dictionaries of one pass differ in {name}", values, "make them agree")
     device = torch.device(device)
-    generator = torch.Generator().manual_seed(seed)
-    mean = activations.mean(0)
-    scale = math.sqrt(d_in) / float(activations.norm(dim=-1).mean())
-    variance = float(activations.var(0).sum()) * scale**2
-    if variance == 0:
-        raise MechlabError(
-            "activations do not vary", f"{n} equal rows", "use another site or a richer corpus"
-        )
-    sae = TopK(d_in, config.d_sae, config.k)
-    sae.initialise(mean * scale, generator)
-    sae.to(device)
-    optimiser = torch.optim.Adam(sae.parameters(), lr=config.lr, fused=True)
-    since_fired = torch.zeros(config.d_sae, dtype=torch.long, device=device)
-    metrics: list[dict[str, float]] = []
-    start = 0
-    if checkpoint is not None and checkpoint.is_file():
-        start, since_fired = _load(checkpoint, sae, optimiser, metrics, device)
-    save_every = max(1, config.steps // _CHECKPOINTS)
-    log_every = max(1, config.steps // 100)
-    for step, rows in _batches(n, config, seed, start):
-        x = activations[rows].to(device, torch.float32) * scale
-        for group in optimiser.param_groups:
-            group["lr"] = config.lr * _schedule(step, config.steps)
-        loss, fve, codes = _loss(sae, x, since_fired >= config.dead_after, variance)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        _remove_parallel_gradient(sae)
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
-        optimiser.step()
-        _normalise_decoder(sae)
-        since_fired += len(x)
-        since_fired[codes.indices[codes.values > 0]] = 0
-        if step % log_every == 0 or step == config.steps - 1:
-            row = {
-                "step": float(step),
-                "loss": loss.item(),
-                "fve": fve.item(),
-                "dead": (since_fired >= config.dead_after).float().mean().item(),
-            }
-            if not math.isfinite(row["loss"]):
-                raise MechlabError(
-                    "training loss is NaN or infinite", f"step {step}", "lower the learning rate"
-                )
-            metrics.append(row)
-            if progress:
-                progress(step + 1, config.steps, row)
-        if checkpoint is not None and (step + 1) % save_every == 0:
-            _save(checkpoint, step + 1, sae, optimiser, since_fired, metrics)
-    sae.to("cpu").rescale_input(scale)
-    return sae.requires_grad_(False), metrics
+    scales, sample = _look(source, configs, seed)
+    trainees = [Trainee(config, scales, sample, seed=seed, device=device, loss=loss) for config in configs]
+    for trainee, sae in zip(trainees, start or [None] * len(trainees), strict=True):
+        if sae is not None:
+            trainee.start_from(sae)
+    del sample
+    done = [checkpoint.Progress(path) for path in work or [None] * len(trainees)]
+    for trainee, own in zip(trainees, done, strict=True):
+        own.load(trainee)
+    # A kill between two dictionaries' checkpoints leaves one a checkpoint ahead: it waits.
+    behind = min(done, key=lambda own: own.step)
+    save_every = -(-max(1, first.steps // _CHECKPOINTS) // LOOK_EVERY) * LOOK_EVERY
+    log_every = max(1, first.steps // _LOGGED)
+    with source(first.batch_size, seed, behind.place) as batches:
+        for step in range(behind.step, first.steps):
+            batch = _next(batches, step)
+            waiting = [own.step > step for own in done]
+            figures = [
+                None if waits else _guarded(trainee, step, batch, own)
+                for trainee, own, waits in zip(trainees, done, waiting, strict=True)
+            ]
+            if step % log_every == 0 or step == first.steps - 1:
+                for number, (own, figure) in enumerate(zip(done, figures, strict=True)):
+                    if figure is not None:
+                        own.log({"step": float(step), **figure()})
+                        if log:
+                            log(number, own.metrics[-1])
+                if progress:
+                    shown = {name: done[0].metrics[-1][name] for name in ("loss", "fve", "l0", "dead")}
+                    progress((step + 1) * first.batch_size, first.steps * first.batch_size, shown)
+            if (step + 1) % save_every == 0 and step + 1 < first.steps:
+                for trainee, own, waits in zip(trainees, done, waiting, strict=True):
+                    if not waits:
+                        own.save(step + 1, batches.state(), trainee)
+    return [
+        Trained(trainee.finished(), own.metrics, trainee.mean, _missed(trainee.config, own.metrics))
+        for trainee, own in zip(trainees, done, strict=True)
+    ]
 
 
-def _loss(
-    sae: TopK, x: Float[Tensor, "row d_in"], dead: Tensor, variance: float
-) -> tuple[Tensor, Tensor, Codes]:
-    """Squared error over total variance, plus AuxK: what the dead latents make of the error."""
-    pre = sae.pre_activations(x)
-    values, indices = pre.topk(sae.k, dim=-1)
-    codes = Codes(values.relu(), indices)
-    error = x - sae.decode(codes)
-    squared = error.pow(2).sum(-1).mean() / variance
-    fve = 1 - squared.detach()
-    n_dead = int(dead.sum())
-    if n_dead == 0:
-        return squared, fve, codes
-    k_aux = min(max(sae.d_in // 2, sae.k), n_dead)
-    aux_values, aux_indices = pre.masked_fill(~dead, -torch.inf).topk(k_aux, dim=-1)
-    target = error.detach()
-    made = scatter(Codes(aux_values.relu(), aux_indices), sae.d_sae) @ sae.W_dec
-    total = (target - target.mean(0)).pow(2).sum(-1).mean()
-    auxiliary = (target - made).pow(2).sum(-1).mean() / total.clamp_min(1e-12)
-    return squared + _AUX_COEFFICIENT * auxiliary, fve, codes
+def _look(
+    source: Opener, configs: Sequence[TrainConfig], seed: int
+) -> tuple[dict[str, SiteScale], dict[str, Tensor]]:
+    """Scale of every site, and the rows it was taken from."""
+    sites = dict.fromkeys(site for config in configs for site in (*config.inputs, *config.outputs))
+    rows: dict[str, list[Tensor]] = {site: [] for site in sites}
+    size = configs[0].batch_size
+    with source(size, seed, None) as batches:
+        for number in range(max(1, min(_SAMPLE // size, configs[0].steps))):
+            batch = _next(batches, number)
+            for site in sites:
+                if site not in batch.values:
+                    raise MechlabError("batches lack the site", site, f"they hold {', '.join(batch.values)}")
+                rows[site].append(batch[site].to("cpu", torch.float32))
+    sample = {site: torch.cat(parts) for site, parts in rows.items()}
+    return {site: look(site, table) for site, table in sample.items()}, sample
 
 
-def _batches(n: int, config: TrainConfig, seed: int, start: int) -> Iterator[tuple[int, Tensor]]:
-    """(step, row numbers) from ``start`` on; each epoch is a permutation of its own."""
-    per_epoch = n // config.batch_size
-    order, current = torch.empty(0, dtype=torch.long), -1
-    for step in range(start, config.steps):
-        epoch, at = divmod(step, per_epoch)
-        if epoch != current:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch + 1)
-            order, current = torch.randperm(n, generator=generator), epoch
-        yield step, order[at * config.batch_size : (at + 1) * config.batch_size]
+def _next(batches: Batches, step: int) -> Batch:
+    try:
+        return next(batches)
+    except StopIteration:
+        raise MechlabError("activations ended during training", f"step {step}", "give more rows") from None
 
 
-def _schedule(step: int, steps: int) -> float:
-    warm, cool = 0.05 * steps, 0.3 * steps
-    return min(1.0, (step + 1) / max(warm, 1.0), (steps - step) / max(cool, 1.0))
+def _guarded(
+    trainee: Trainee, step: int, batch: Batch, own: checkpoint.Progress
+) -> Callable[[], dict[str, float]]:
+    try:
+        return trainee.step(step, batch)
+    except MechlabError as error:
+        if own.work is None or not own.step:
+            raise
+        where = f"{error.value}; last good checkpoint: step {own.step}, {own.work / checkpoint.CHECKPOINT}"
+        raise MechlabError(error.what, where, error.remedy) from None
 
 
-@torch.no_grad()
-def _remove_parallel_gradient(sae: TopK) -> None:
-    """Drop the part of the decoder's gradient along each row, which normalising would undo."""
-    gradient = sae.W_dec.grad
-    assert gradient is not None
-    gradient -= (gradient * sae.W_dec).sum(-1, keepdim=True) * sae.W_dec
+def _missed(config: TrainConfig, metrics: list[dict[str, float]]) -> str | None:
+    """Whether the L0 that was asked for was not reached, over the last tenth of the rows logged."""
+    if not isinstance(config, PenaltyConfig) or config.target_l0 is None:
+        return None
+    last = metrics[-max(1, len(metrics) // 10) :]
+    l0 = sum(row["l0"] for row in last) / len(last)
+    if abs(l0 / config.target_l0 - 1) <= _UNREACHED:
+        return None
+    return f"target_l0 {config.target_l0:g} was not reached: L0 {l0:.3g}, penalty {last[-1]['sparsity']:.3g} x"
 
-
-@torch.no_grad()
-def _normalise_decoder(sae: TopK) -> None:
-    sae.W_dec.div_(sae.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-8))
-
-
-def _save(
-    path: Path,
-    step: int,
-    sae: TopK,
-    optimiser: torch.optim.Optimizer,
-    since_fired: Tensor,
-    metrics: list[dict[str, float]],
-) -> None:
-    tensors = {f"sae.{name}": value.detach().cpu() for name, value in sae.state_dict().items()}
-    for name, parameter in sae.named_parameters():
-        for key, value in optimiser.state[parameter].items():
-            tensors[f"adam.{name}.{key}"] = value.detach().cpu()
-    tensors["step"] = torch.tensor(step)
-    tensors["since_fired"] = since_fired.cpu()
-    tensors["metrics"] = torch.tensor([[row[m] for m in METRICS] for row in metrics], dtype=torch.float64)
-    write_atomic(path, save({name: value.contiguous() for name, value in tensors.items()}))
-
-
-def _load(
-    path: Path,
-    sae: TopK,
-    optimiser: torch.optim.Optimizer,
-    metrics: list[dict[str, float]],
-    device: torch.device,
-) -> tuple[int, Tensor]:
-    tensors = load_file(str(path))
-    sae.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("sae.")})
-    for name, parameter in sae.named_parameters():
-        prefix = f"adam.{name}."
-        optimiser.state[parameter] = {
-            key[len(prefix) :]: value.to(device) for key, value in tensors.items() if key.startswith(prefix)
-        }
-    metrics.extend(dict(zip(METRICS, row, strict=True)) for row in tensors["metrics"].tolist())
-    return int(tensors["step"]), tensors["since_fired"].to(device)
