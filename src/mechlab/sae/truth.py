@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -32,11 +32,28 @@ from torch.nn.functional import normalize
 
 from mechlab.data.synthetic import Planted
 from mechlab.errors import MechlabError
-from mechlab.sae.base import Sae
-from mechlab.sae.codes import Codes
+from mechlab.sae.codes import Codes, scatter
 
 # Below this norm a row has no direction, and its shrinkage no meaning.
 _LEAST_NORM = 1e-6
+
+
+@runtime_checkable
+class Coder(Protocol):
+    """What is asked of a dictionary here; ``mechlab.sae.base.Sae`` has it."""
+
+    @property
+    def W_dec(self) -> Tensor:
+        """Decoder directions ``[d_sae, d]``."""
+        ...
+
+    def encode(self, x: Float[Tensor, "row d"]) -> Codes:
+        """Codes of rows."""
+        ...
+
+    def decode(self, codes: Codes, x: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+        """Reconstruction from codes; the rows themselves are for skip connections."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,7 @@ class GroundTruth:
 
 @torch.no_grad()
 def measure(
-    sae: Sae, planted: Planted, *, rows: int = 100_000, batch: int = 1024, seed: int = 0
+    sae: Coder, planted: Planted, *, rows: int = 100_000, batch: int = 1024, seed: int = 0
 ) -> GroundTruth:
     """Measure a dictionary, and its null control, on fresh rows of a planted model.
 
@@ -98,6 +115,9 @@ def measure(
     """
     if min(rows, batch) < 1:
         raise MechlabError("rows and batch are out of range", (rows, batch), "at least 1 each")
+    if sae.W_dec.shape[1] != planted.directions.shape[1]:
+        wanted = f"a dictionary for the planted model's d = {planted.directions.shape[1]}"
+        raise MechlabError("dictionary has another width than the rows", sae.W_dec.shape[1], wanted)
     device = sae.W_dec.device
     planted = planted.to(device)
     sizes = [min(batch, rows - start) for start in range(0, rows, batch)]
@@ -128,10 +148,8 @@ def ground_truth(
     """All figures of a dictionary; one pass over the batches.
 
     Matching 4,096 latents with 16,384 features takes some seconds.
-    Raises MechlabError when the widths differ or there are no rows.
+    Raises MechlabError when there are no rows.
     """
-    if decoder.shape[1] != directions.shape[1]:
-        raise MechlabError("decoder width is not that of the features", decoder.shape[1], "same d")
     cosines = cosine(decoder, directions)
     best = cosines.abs().argmax(1)
     tally = _Tally(best, len(directions))
@@ -184,7 +202,7 @@ def random_control(
             mean = x.mean(0)
             values, indices = ((x - mean) @ decoder.T).topk(k)
             codes = Codes(values.relu(), indices)
-            made = (decoder[indices] * codes.values[..., None]).sum(1)
+            made = scatter(codes, width) @ decoder
             scale = ((x - mean) * made).sum() / made.square().sum().clamp(min=1e-12)
             yield Observed(x, mean + scale * made, codes, features)
 
@@ -219,7 +237,7 @@ class _Tally:
         self.hits = torch.zeros(len(best), dtype=torch.int64, device=best.device)
         self.fired = torch.zeros_like(self.hits)
         self.present = torch.zeros(features, dtype=torch.int64, device=best.device)
-        self.total: Tensor = torch.zeros(1, dtype=torch.float64)
+        self.total: Tensor = torch.zeros(1, dtype=torch.float64, device=best.device)
         self.squares = self.errors = self.ratios = 0.0
 
     def add(self, seen: Observed) -> None:
@@ -230,7 +248,7 @@ class _Tally:
         self.hits += torch.bincount(latent[on[row, self.best[latent]]], minlength=len(self.best))
         self.present += on.sum(0)
         self.rows += len(seen.x)
-        x, x_hat = seen.x.double().cpu(), seen.x_hat.double().cpu()
+        x, x_hat = seen.x.double(), seen.x_hat.double()
         self.total = self.total + x.sum(0)
         self.squares += float(x.square().sum())
         self.errors += float((x - x_hat).square().sum())
