@@ -18,13 +18,13 @@ from mechlab.data.stream import contexts
 from mechlab.errors import MechlabError
 from mechlab.interventions.edit import editing
 from mechlab.models.subject import Subject, load_model
+from mechlab.sae.codes import scatter
 from mechlab.sae.dictionary import Dictionary, encode_store, load_sae, train_sae
 from mechlab.sae.evaluate import evaluate
-from mechlab.sae.topk import scatter
-from mechlab.sae.train import TrainConfig
+from mechlab.sae.topk import TopK, TopKConfig
 
 SITE = "blocks.0.hook_resid_post"
-CONFIG = TrainConfig(d_sae=48, k=4, tokens=40_000, batch_size=256)
+CONFIG = TopKConfig(site=SITE, d_sae=48, k=4, tokens=40_000, batch_size=256)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def store(subject: Subject, corpus: Corpus, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def dictionary(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Dictionary:
-    return train_sae(store, SITE, tmp_path_factory.mktemp("sae") / "d", CONFIG)
+    return train_sae(store, tmp_path_factory.mktemp("sae") / "d", CONFIG)
 
 
 def test_round_trip(dictionary: Dictionary, store: Store) -> None:
@@ -129,16 +129,14 @@ def test_evaluation_equals_a_slow_computation(
 def test_a_perfect_and_a_useless_dictionary(subject: Subject, dictionary: Dictionary, corpus: Corpus) -> None:
     from dataclasses import replace
 
-    from mechlab.sae.topk import TopK
-
-    perfect = TopK(16, 32, 32)
+    perfect = TopK(TopKConfig(d_sae=32, k=32), 16)
     with torch.no_grad():  # x = relu(x) - relu(-x)
         perfect.W_enc.copy_(torch.cat([torch.eye(16), -torch.eye(16)], dim=1))
         perfect.W_dec.copy_(torch.cat([torch.eye(16), -torch.eye(16)], dim=0))
     got = evaluate(subject, replace(dictionary, sae=perfect), corpus, tokens=500)
     assert got.fve.value == pytest.approx(1, abs=1e-6)
     assert got.ce_recovered.value == pytest.approx(1, abs=1e-4)
-    useless = TopK(16, 4, 1)
+    useless = TopK(TopKConfig(d_sae=4, k=1), 16)
     with torch.no_grad():
         useless.b_dec.copy_(dictionary.mean)
     got = evaluate(subject, replace(dictionary, sae=useless), corpus, tokens=500)
@@ -149,9 +147,9 @@ def test_a_perfect_and_a_useless_dictionary(subject: Subject, dictionary: Dictio
 
 
 def test_refusals(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(MechlabError, match="does not hold the site"):
-        train_sae(store, "hook_embed", tmp_path / "d", CONFIG)
+    with pytest.raises(MechlabError, match="activations lack the site: hook_embed"):
+        train_sae(store, tmp_path / "d", CONFIG.model_copy(update={"site": "hook_embed"}))
     with pytest.raises(MechlabError, match="no dictionary here"):
         load_sae(tmp_path)
     with pytest.raises(MechlabError, match="holds another kind of artifact"):
-        train_sae(store, SITE, store.artifact.path, CONFIG)
+        train_sae(store, store.artifact.path, CONFIG)

@@ -1,203 +1,243 @@
-"""Training: the maths by hand, recovery of planted directions, exact resume, refusals."""
+"""The trainer: recovery of planted directions, exact resume, several dictionaries, refusals."""
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from planted_rows import SITE, planted, recovered
 
+from mechlab.activations.batch import Batch
 from mechlab.errors import MechlabError
-from mechlab.sae import train as train_module
-from mechlab.sae.topk import Codes, TopK, scatter
-from mechlab.sae.train import TrainConfig, train
+from mechlab.sae.base import Step, StepLoss
+from mechlab.sae.checkpoint import CHECKPOINT, METRICS
+from mechlab.sae.config import PenaltyConfig
+from mechlab.sae.scaling import geometric_median
+from mechlab.sae.schedule import L0Controller, learning_rate
+from mechlab.sae.source import tables
+from mechlab.sae.topk import TopK, TopKConfig
+from mechlab.sae.train import train
+from mechlab.sae.trainee import Trainee
+
+SHORT = TopKConfig(site=SITE, d_sae=24, k=2, tokens=12_000, batch_size=256, dead_after=1000)
 
 
-def planted(n: int = 40_000, d_in: int = 16, features: int = 32, active: int = 2, seed: int = 0) -> tuple:
-    """Sparse non-negative mixtures of unit directions, far from the origin and at another scale."""
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(features, d_in, generator=generator)
-    directions /= directions.norm(dim=1, keepdim=True)
-    chosen = torch.rand(n, features, generator=generator).topk(active, dim=1).indices
-    strength = torch.rand(n, active, generator=generator) + 0.5
-    codes = torch.zeros(n, features).scatter(1, chosen, strength)
-    return 20 * (codes @ directions) + 3.0, directions
-
-
-def test_encode_and_decode_by_hand() -> None:
-    sae = TopK(2, 3, 2)
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]]))
-        sae.b_enc.copy_(torch.tensor([0.0, 0.5, 0.0]))
-        sae.W_dec.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]))
-        sae.b_dec.copy_(torch.tensor([1.0, -1.0]))
-    x = torch.tensor([[3.0, 1.0], [1.0, -3.0]])
-    # x - b_dec = (2, 2) and (0, -2); pre = (2, 2.5, -2) and (0, -1.5, 0).
-    codes = sae.encode(x)
-    dense = scatter(codes, 3)
-    torch.testing.assert_close(dense, torch.tensor([[2.0, 2.5, 0.0], [0.0, 0.0, 0.0]]))
-    torch.testing.assert_close(sae.decode(codes), torch.tensor([[3.0, 4.0], [1.0, -1.0]]))
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_topk_equals_a_naive_selection(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    d_in, d_sae = (int(n) for n in torch.randint(2, 20, (2,), generator=generator))
-    k = int(torch.randint(1, d_sae + 1, (1,), generator=generator))
-    sae = TopK(d_in, d_sae, k)
-    sae.initialise(torch.randn(d_in, generator=generator), generator)
-    x = torch.randn(7, d_in, generator=generator)
-    dense = scatter(sae.encode(x), d_sae)
-    pre = sae.pre_activations(x)
-    for row, values in zip(dense, pre, strict=True):
-        kept = sorted(range(d_sae), key=lambda j: -values[j].item())[:k]
-        want = [max(0.0, values[j].item()) if j in kept else 0.0 for j in range(d_sae)]
-        torch.testing.assert_close(row, torch.tensor(want))
-
-
-def test_rescaling_the_input_is_exact() -> None:
-    generator = torch.Generator().manual_seed(0)
-    sae = TopK(6, 12, 3)
-    sae.initialise(torch.randn(6, generator=generator), generator)
-    with torch.no_grad():
-        sae.b_enc.copy_(torch.randn(12, generator=generator))
-    x = torch.randn(50, 6, generator=generator)
-    codes, made = sae.encode(x * 0.3), sae(x * 0.3)
-    sae.rescale_input(0.3)
-    again = sae.encode(x)
-    assert torch.equal(again.indices, codes.indices)
-    torch.testing.assert_close(again.values, codes.values / 0.3)
-    torch.testing.assert_close(sae(x), made / 0.3)
+class Stopped(Exception):
+    pass
 
 
 def test_planted_directions_are_recovered() -> None:
     x, directions = planted()
-    sae, metrics = train(x, TrainConfig(d_sae=32, k=2, tokens=600_000, batch_size=512, lr=5e-3))
-    cosine = (sae.W_dec @ directions.T).abs().max(0).values
-    assert cosine.mean() > 0.95
-    assert metrics[-1]["fve"] > 0.9
-    assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(32), atol=1e-5)
+    config = TopKConfig(site=SITE, d_sae=32, k=2, tokens=600_000, batch_size=512, lr=5e-3)
+    (done,) = train(tables({SITE: x}), [config])
+    assert recovered(done.sae.W_dec, directions) > 0.95
+    assert done.metrics[-1]["fve"] > 0.9
+    assert torch.allclose(done.sae.W_dec.norm(dim=1), torch.ones(32), atol=1e-5)
+    made = done.sae(x[:1000])  # in the activations' own units
+    assert float((x[:1000] - made).pow(2).sum() / (x[:1000] - x.mean(0)).pow(2).sum()) < 0.1
 
 
 def test_random_directions_are_not_recovered() -> None:
     """The control: the same score on a dictionary that was never trained."""
     _, directions = planted()
-    sae = TopK(16, 32, 2)
+    sae = TopK(SHORT, 16)
     sae.initialise(torch.zeros(16), torch.Generator().manual_seed(1))
-    assert (sae.W_dec @ directions.T).abs().max(0).values.mean() < 0.8
-
-
-def test_auxk_gives_dead_latents_a_gradient_in_encoder_and_decoder() -> None:
-    x, _ = planted(n=4096)
-    sae = TopK(16, 64, 2)
-    sae.initialise(x.mean(0), torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        sae.b_enc[32:] = -30.0  # never among the two largest, yet above zero for some rows
-    assert sae.encode(x[:256]).indices.max() < 32
-    assert (sae.pre_activations(x[:256])[:, 32:] > 0).any()
-    dead = torch.zeros(64, dtype=torch.bool)
-    dead[32:] = True
-    loss, _, _ = train_module._loss(sae, x[:256], dead, 1.0)
-    loss.backward()
-    assert sae.W_enc.grad is not None
-    assert sae.W_enc.grad[:, 32:].abs().sum() > 0
-    assert sae.W_dec.grad is not None
-    assert sae.W_dec.grad[32:].abs().sum() > 0
-
-
-def test_auxk_target_counts_b_dec_once() -> None:
-    """The auxiliary loss rebuilds the error x - x_hat with decoder rows alone (no second b_dec)."""
-    x = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
-    sae = TopK(2, 2, 1)
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.tensor([[1.0, 0.0], [0.0, 1e-3]]))
-        sae.W_dec.copy_(torch.eye(2))
-        sae.b_dec.copy_(torch.tensor([0.5, 0.5]))
-    dead = torch.tensor([False, True])
-    loss, _, _ = train_module._loss(sae, x, dead, variance=1.0)
-    # Live latent 0 rebuilds the first coordinate; the error is (0, 1.5), (0, 4.5).
-    squared = (1.5**2 + 4.5**2) / 2
-    error, mean = torch.tensor([1.5, 4.5]), 3.0
-    auxiliary = ((error - error * 1e-3) ** 2).mean() / ((error - mean) ** 2).mean()
-    assert loss.item() == pytest.approx(squared + float(auxiliary) / 32, rel=1e-5)
-
-
-def test_decoder_gradient_has_no_part_along_its_rows() -> None:
-    sae = TopK(4, 6, 2)
-    sae.initialise(torch.zeros(4), torch.Generator().manual_seed(0))
-    sae.W_dec.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
-    train_module._remove_parallel_gradient(sae)
-    assert (sae.W_dec.grad * sae.W_dec).sum(1).abs().max() < 1e-6
+    assert recovered(sae.W_dec.detach(), directions) < 0.8
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes() -> None:
     x, _ = planted(n=4000)
-    config = TrainConfig(d_sae=24, k=2, tokens=8000, batch_size=256)
-    first, again, other = (train(x, config, seed=seed)[0] for seed in (0, 0, 1))
+    first, again, other = (train(tables({SITE: x}), [SHORT], seed=seed)[0].sae for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.W_dec, other.W_dec)
 
 
-@pytest.mark.parametrize("stop_at", [4, 17, 29])
+@pytest.mark.parametrize("stop_at", [12, 17, 29, 46])
 def test_interrupted_training_ends_with_the_same_bytes(tmp_path: Path, stop_at: int) -> None:
     x, _ = planted(n=4000)
-    config = TrainConfig(d_sae=24, k=2, tokens=8000, batch_size=256, dead_after=1000)
-    whole, metrics = train(x, config)
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    (whole,) = train(tables({SITE: x}), [SHORT], work=[tmp_path / "whole"])
 
-    class Stopped(Exception):
-        pass
-
-    def interrupt(step: int, steps: int, row: dict[str, float]) -> None:
-        if step == stop_at:
+    def interrupt(done: int, _: int, __: dict[str, float]) -> None:
+        if done == (stop_at + 1) * 256:
             raise Stopped
 
     with pytest.raises(Stopped):
-        train(x, config, checkpoint=tmp_path / "c", progress=interrupt)
-    assert (tmp_path / "c").is_file()
-    resumed, resumed_metrics = train(x, config, checkpoint=tmp_path / "c")
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
-    assert resumed_metrics == metrics
+        train(tables({SITE: x}), [SHORT], work=[tmp_path / "stopped"], progress=interrupt)
+    assert (tmp_path / "stopped" / CHECKPOINT).is_file()
+    seen = []
+    (resumed,) = train(
+        tables({SITE: x}), [SHORT], work=[tmp_path / "stopped"], progress=lambda done, *_: seen.append(done)
+    )
+    assert min(seen) > 10 * 256
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.sae.parameters(), resumed.sae.parameters(), strict=True)
+    )
+    assert resumed.metrics == whole.metrics
+    assert (tmp_path / "stopped" / METRICS).read_bytes() == (tmp_path / "whole" / METRICS).read_bytes()
+
+
+def test_several_dictionaries_equal_each_alone(tmp_path: Path) -> None:
+    x, _ = planted(n=4000)
+    configs = [SHORT, SHORT.model_copy(update={"k": 4}), SHORT.model_copy(update={"d_sae": 40})]
+    together = train(tables({SITE: x}), configs)
+    for config, one in zip(configs, together, strict=True):
+        (alone,) = train(tables({SITE: x}), [config])
+        assert all(
+            torch.equal(a, b) for a, b in zip(alone.sae.parameters(), one.sae.parameters(), strict=True)
+        )
+        assert alone.metrics == one.metrics
+
+
+def test_a_dictionary_that_is_a_checkpoint_ahead_waits(tmp_path: Path) -> None:
+    """A kill between two checkpoints of one step."""
+    x, _ = planted(n=4000)
+    configs = [SHORT, SHORT.model_copy(update={"k": 4})]
+    whole = train(tables({SITE: x}), configs)
+    work = [tmp_path / "0", tmp_path / "1"]
+    for folder in work:
+        folder.mkdir()
+
+    def interrupt(at: int) -> object:
+        def stop(done: int, _: int, __: dict[str, float]) -> None:
+            if done == at * 256:
+                raise Stopped
+
+        return stop
+
+    with pytest.raises(Stopped):
+        train(tables({SITE: x}), configs, work=work, progress=interrupt(15))
+    before = (work[1] / CHECKPOINT).read_bytes()
+    with pytest.raises(Stopped):
+        train(tables({SITE: x}), configs, work=work, progress=interrupt(25))
+    (work[1] / CHECKPOINT).write_bytes(before)
+    resumed = train(tables({SITE: x}), configs, work=work)
+    for one, other in zip(whole, resumed, strict=True):
+        assert all(
+            torch.equal(a, b) for a, b in zip(one.sae.parameters(), other.sae.parameters(), strict=True)
+        )
+        assert one.metrics == other.metrics
 
 
 def test_every_row_is_seen_once_an_epoch() -> None:
-    config = TrainConfig(tokens=100, batch_size=10)
-    rows = torch.cat([r for _, r in train_module._batches(50, config, seed=3, start=0)])
+    x = torch.arange(50.0)[:, None]
+    with tables({SITE: x})(10, 3, None) as batches:
+        rows = torch.cat([next(batches).row for _ in range(10)])
+        place = batches.state()
+        following = next(batches).row
     assert sorted(rows[:50].tolist()) == sorted(rows[50:].tolist()) == list(range(50))
     assert rows[:50].tolist() != rows[50:].tolist()
-    late = torch.cat([r for _, r in train_module._batches(50, config, seed=3, start=7)])
-    assert torch.equal(late, rows[70:])
+    with tables({SITE: x})(10, 3, place) as batches:
+        assert torch.equal(next(batches).row, following)
 
 
-def test_refusals() -> None:
+def test_learning_rate_rises_and_falls() -> None:
+    config = TopKConfig(d_sae=1024, tokens=1000, batch_size=10, warmup=0.1, decay=0.5)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(2e-4)
+    assert rates[9:51] == pytest.approx([2e-3] * 42)
+    assert rates[-1] == pytest.approx(2e-3 / 50)
+    assert TopKConfig(d_sae=4096).peak_lr == pytest.approx(1e-3)
+
+
+def test_the_controller_finds_the_penalty_that_gives_the_target() -> None:
+    config = PenaltyConfig(d_sae=1000, target_l0=20.0, tokens=4000, batch_size=1)
+    controller = L0Controller(config)
+    for step in range(4000):
+        l0 = 300 * math.exp(-1.5 * math.log1p(controller.factor))  # falls as the penalty grows
+        controller.see(step, l0)
+    assert l0 == pytest.approx(20, rel=0.01)
+
+
+def test_geometric_median_by_hand() -> None:
+    # Of three points, one of them far away; for a triangle with an angle above 120 degrees the
+    # median is that corner.
+    points = torch.tensor([[0.0, 0.0], [1.0, 0.1], [-1.0, 0.1]])
+    torch.testing.assert_close(geometric_median(points, most=2000), torch.zeros(2), atol=2e-3, rtol=0)
+    line = torch.tensor([[0.0], [1.0], [100.0]])
+    torch.testing.assert_close(geometric_median(line, most=2000), torch.ones(1), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("where", ["mean", "geometric_median", "zero"])
+def test_b_dec_starts_where_it_is_told(where: str) -> None:
+    x, _ = planted(n=2000)
+    config = TopKConfig(site=SITE, d_sae=24, k=2, tokens=1, batch_size=2000, b_dec=where, lr=1e-12)
+    (done,) = train(tables({SITE: x}), [config])
+    want = {"mean": x.mean(0), "geometric_median": geometric_median(x), "zero": torch.zeros(16)}[where]
+    torch.testing.assert_close(done.sae.b_dec, want, atol=1e-3, rtol=1e-3)
+
+
+def test_starting_from_a_dictionary_keeps_it() -> None:
+    x, _ = planted(n=4000)
+    (done,) = train(tables({SITE: x}), [SHORT])
+    still = SHORT.model_copy(update={"tokens": 256, "lr": 1e-12})
+    (again,) = train(tables({SITE: x}), [still], start=[done.sae])
+    for a, b in zip(done.sae.parameters(), again.sae.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_metrics_are_on_disk_while_training_goes_on(tmp_path: Path) -> None:
+    x, _ = planted(n=4000)
+
+    def look(done: int, _: int, __: dict[str, float]) -> None:
+        rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+        assert rows[-1]["step"] == done / 256 - 1
+
+    train(tables({SITE: x}), [SHORT], work=[tmp_path], progress=look)
+
+
+def test_refusals(tmp_path: Path) -> None:
     x, _ = planted(n=300)
-    with pytest.raises(MechlabError, match=r"k is out of range: 9 \(between 1 and d_sae = 8\)"):
-        train(x, TrainConfig(d_sae=8, k=9, tokens=300, batch_size=100))
-    with pytest.raises(MechlabError, match="d_sae is out of range: 0"):
-        TopK(4, 0, 1)
+    config = TopKConfig(site=SITE, d_sae=8, k=2, tokens=300, batch_size=100)
     with pytest.raises(MechlabError, match="fewer rows than one batch: 300"):
-        train(x, TrainConfig(d_sae=8, k=2, batch_size=1000))
-    with pytest.raises(MechlabError, match="activations do not vary"):
-        train(torch.ones(300, 4), TrainConfig(d_sae=8, k=2, tokens=300, batch_size=100))
+        train(tables({SITE: x}), [config.model_copy(update={"batch_size": 1000})])
+    with pytest.raises(MechlabError, match="do not vary: 300 equal rows"):
+        train(tables({SITE: torch.ones(300, 4)}), [config])
+    with pytest.raises(MechlabError, match="batches lack the site: elsewhere"):
+        train(tables({SITE: x}), [config.model_copy(update={"site": "elsewhere"})])
+    with pytest.raises(MechlabError, match="differ in tokens: 300, 400"):
+        train(tables({SITE: x}), [config, config.model_copy(update={"tokens": 400})])
+    with pytest.raises(MechlabError, match="tables differ in their number of rows"):
+        tables({"a": x, "b": x[:5]})
+    (tmp_path / CHECKPOINT).write_bytes(b"half")
+    with pytest.raises(MechlabError, match="checkpoint is damaged"):
+        train(tables({SITE: x}), [config], work=[tmp_path])
     x[5] = float("nan")
-    with pytest.raises(MechlabError, match=r"loss is NaN or infinite|scale must be positive and finite"):
-        train(x, TrainConfig(d_sae=8, k=2, tokens=300, batch_size=100))
+    with pytest.raises(MechlabError, match="NaN or infinite: 1 of 300 rows"):
+        train(tables({SITE: x}), [config])
 
 
-def test_scatter_passes_gradients_to_values() -> None:
-    values = torch.tensor([[1.0, 2.0]], requires_grad=True)
-    scatter(Codes(values, torch.tensor([[4, 1]])), 5).pow(2).sum().backward()
-    torch.testing.assert_close(values.grad, torch.tensor([[2.0, 4.0]]))
+def test_rows_that_turn_bad_are_told_from_a_loss_that_does(tmp_path: Path) -> None:
+    x, _ = planted(n=40_000)
+
+    def broken(trainee: Trainee, batch: Batch, step: Step) -> StepLoss:
+        loss = trainee.sae.loss(*trainee.scaled(batch), step)
+        if step.number == 33:
+            return StepLoss(loss.total * float("nan"), loss.error, loss.l0, loss.fired)
+        return loss
+
+    with pytest.raises(
+        MechlabError, match=r"loss is NaN or infinite: step 33; last good checkpoint: step 30,"
+    ):
+        train(tables({SITE: x}), [SHORT], work=[tmp_path], loss=broken)
+    config = SHORT.model_copy(update={"tokens": 40_000})
+    x[-1] = float("inf")
+    (tmp_path / CHECKPOINT).unlink()
+    with pytest.raises(MechlabError, match=rf"activations at {SITE} are NaN or infinite: (step|1 of)"):
+        train(tables({SITE: x}), [config])
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_training_on_a_gpu(tmp_path: Path) -> None:
-    x, _ = planted()
-    short = TrainConfig(d_sae=32, k=2, tokens=20_000, batch_size=512)
-    train(x, short, device="cuda", checkpoint=tmp_path / "c")
-    train(x, short, device="cuda", checkpoint=tmp_path / "c")  # resumes at the last step
-    sae, metrics = train(
-        x, TrainConfig(d_sae=32, k=2, tokens=200_000, batch_size=512, lr=5e-3), device="cuda"
-    )
-    assert metrics[-1]["fve"] > 0.8
-    assert sae.W_dec.device.type == "cpu"
+    x, directions = planted()
+    train(tables({SITE: x}), [SHORT], device="cuda", work=[tmp_path])
+    train(tables({SITE: x}), [SHORT], device="cuda", work=[tmp_path])  # resumes at the last checkpoint
+    config = TopKConfig(site=SITE, d_sae=32, k=2, tokens=600_000, batch_size=512, lr=5e-3)
+    (done,) = train(tables({SITE: x}), [config], device="cuda")
+    assert recovered(done.sae.W_dec, directions) > 0.95
+    assert done.sae.W_dec.device.type == "cpu"

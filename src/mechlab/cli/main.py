@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "verify",
         "check a store; --repair makes lost shards again",
     ),
+    "sae train": ("mechlab.cli.sae", "train", "train dictionaries (sparse autoencoders, transcoders, …)"),
     "model list": ("mechlab.cli.model", "list_models", "models that can be named right away"),
     "model info": ("mechlab.cli.model", "info", "sites, sizes and fingerprint of a model"),
     "model train-fable": ("mechlab.cli.model", "train", "train the bundled model from scratch"),

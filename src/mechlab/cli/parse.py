@@ -67,6 +67,11 @@ def parse(kind: type[Config], words: Sequence[str], program: str) -> Config:
 
 def read_config(kind: type[Config], path: Path) -> Config:
     """Read a YAML file with the fields of ``kind``; MechlabError names what is wrong in it."""
+    return changed(kind(), read_yaml(path), where=f" in {path}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file; MechlabError when it cannot be read or holds something else."""
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError:
@@ -75,7 +80,7 @@ def read_config(kind: type[Config], path: Path) -> Config:
         raise MechlabError("config file is not YAML", path, str(error).splitlines()[0]) from None
     if not isinstance(content, dict):
         raise MechlabError("config file must hold keys and values", path, "one 'key: value' a line")
-    return changed(kind(), content, where=f" in {path}")
+    return content
 
 
 def _explain(message: str, kind: type[Settings], program: str) -> MechlabError:

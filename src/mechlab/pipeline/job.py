@@ -103,7 +103,7 @@ def run(config: RunConfig | None = None, *, progress: Progress | None = None, **
         **config.model_dump(exclude={"out", "overwrite", "device"}),
         "site": job.site,
         "n_ctx": job.n_ctx,
-        "train": job.training.to_dict(),
+        "train": {"arch": job.training.arch, **job.training.model_dump()},
     }
     inputs = {"model": subject.fingerprint, "corpus": job.corpus.fingerprint}
     with writing(
@@ -123,6 +123,10 @@ class _Job:
 
     def __init__(self, config: RunConfig, subject: Subject, corpus: Corpus, progress: Progress) -> None:
         self.config, self.subject, self.corpus, self.progress = config, subject, corpus, progress
+        for name in ("tokens", "train_tokens", "heldout_tokens"):
+            value = getattr(config, name)
+            if value is not None and value < 1:
+                raise MechlabError(f"{name} must be positive", value, "ask for at least 1")
         layers = subject.module.config.num_hidden_layers
         self.site = config.site or f"blocks.{layers // 2}.hook_resid_post"
         self.n_ctx = min(subject.n_ctx, 512) if config.n_ctx is None else config.n_ctx
@@ -134,10 +138,6 @@ class _Job:
 
     def check(self) -> None:
         """Find out now what would fail late: sizes, the task's tokens, the corpus' length."""
-        for name in ("tokens", "train_tokens", "heldout_tokens"):
-            value = getattr(self.config, name)
-            if value is not None and value < 1:
-                raise MechlabError(f"{name} must be positive", value, "ask for at least 1")
         if not 0 <= self.config.seed < 2**32:
             raise MechlabError("seed is out of range", self.config.seed, "between 0 and 4294967295")
         check_context(self.subject, self.n_ctx)

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from mechlab_kernels.autograd import sparse_decode
+from mechlab_kernels.autograd import selected_pre_activations, sparse_decode
 from torch import Tensor, nn
 
 from mechlab.errors import MechlabError
@@ -59,6 +59,9 @@ class StepLoss:
         l0: mean number of active latents per row, without gradient.
         fired: which latents were active ``[d_sae]``.
         figures: further figures for the log.
+        made, penalty: what end-to-end training builds its own loss from: the reconstruction
+            ``[row, d_out]`` and what ``total`` adds to its squared error, both with gradient; None
+            in an architecture that cannot be trained end to end.
     """
 
     total: Float[Tensor, ""]
@@ -66,6 +69,8 @@ class StepLoss:
     l0: Float[Tensor, ""]
     fired: Bool[Tensor, "d_sae"]
     figures: dict[str, Tensor] = field(default_factory=dict)
+    made: Float[Tensor, "row d_out"] | None = None
+    penalty: Float[Tensor, ""] | None = None
 
 
 class Sae(nn.Module):
@@ -102,6 +107,10 @@ class Sae(nn.Module):
         out_sizes = self.in_sizes if out_sizes is None else out_sizes
         self.out_sizes = (out_sizes,) if isinstance(out_sizes, int) else out_sizes
         self.d_in, self.d_out, self.d_sae = sum(self.in_sizes), sum(self.out_sizes), config.d_sae
+        self._make_weights()
+
+    def _make_weights(self) -> None:
+        config = self.config
         # Stored latent by latent: what touches few latents then touches few places.
         self.W_enc = None if config.tied else nn.Parameter(torch.zeros(self.d_sae, self.d_in).T)
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
@@ -131,9 +140,7 @@ class Sae(nn.Module):
         """Sparse codes of each row."""
         raise NotImplementedError
 
-    def decode(
-        self, codes: Codes, x: Float[Tensor, "row d_in"] | None = None
-    ) -> Float[Tensor, "row d_out"]:
+    def decode(self, codes: Codes, x: Float[Tensor, "row d_in"] | None = None) -> Float[Tensor, "row d_out"]:
         """Output from codes; ``x`` (the input) is needed where there is a skip connection."""
         return self.add_bias(sparse_decode(codes.values, codes.indices, self.W_dec), x)
 
@@ -147,6 +154,15 @@ class Sae(nn.Module):
             raise MechlabError("skip connection needs the input", None, "decode(codes, x)")
         return made + self.b_dec + x @ self.W_skip.T
 
+    def differentiable(self, x: Float[Tensor, "row d_in"], codes: Codes) -> Codes:
+        """The codes of ``x`` once more, with gradient to ``x``: that of the active pre-activations.
+
+        Right wherever an active code is its pre-activation; other architectures have their own.
+        """
+        centred = self.centre(x)
+        pre = selected_pre_activations(centred, self.encoder, self.b_enc, codes.indices)
+        return Codes(torch.where(codes.values != 0, pre, 0), codes.indices)
+
     def forward(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_out"]:
         """Output for ``x``."""
         return self.decode(self.encode(x), x)
@@ -157,7 +173,7 @@ class Sae(nn.Module):
 
     def latent_norms(self) -> Float[Tensor, "d_sae"]:
         """Decoder norm of each latent; with several sites the sum of its norms at them (crosscoders)."""
-        parts = self.W_dec.split(list(self.out_sizes), dim=1)
+        parts = torch.split(self.W_dec, list(self.out_sizes), dim=1)
         return torch.stack([part.norm(dim=1) for part in parts]).sum(0)
 
     @torch.no_grad()
@@ -174,6 +190,11 @@ class Sae(nn.Module):
         self.b_dec.copy_(b_dec)
 
     @torch.no_grad()
+    def reset(self, latents: Int[Tensor, "latent"]) -> None:
+        """Set what latents have besides their directions to where training starts (resampling)."""
+        self.b_enc[latents] = 0
+
+    @torch.no_grad()
     def change_units(self, x_scale: Float[Tensor, "d_in"], y_scale: Float[Tensor, "d_out"]) -> None:
         """Make a dictionary trained on ``x * x_scale`` → ``y * y_scale`` apply to x → y, exactly.
 
@@ -188,13 +209,16 @@ class Sae(nn.Module):
                     "check the activations",
                 )
         self.untie()
+        self._rescale(x_scale, y_scale)
+        self.scale_codes(1 / float(y_scale.double().mean()))
+
+    def _rescale(self, x_scale: Float[Tensor, "d_in"], y_scale: Float[Tensor, "d_out"]) -> None:
         assert self.W_enc is not None
         self.W_enc.mul_(x_scale[:, None])
         self.W_dec.div_(y_scale)
         self.b_dec.div_(y_scale)
         if self.W_skip is not None:
             self.W_skip.mul_(x_scale).div_(y_scale[:, None])
-        self.scale_codes(1 / float(y_scale.double().mean()))
 
     @torch.no_grad()
     def scale_codes(self, factor: float) -> None:

@@ -64,3 +64,8 @@ def concatenate(parts: Sequence[Codes]) -> Codes:
     k = max(part.values.shape[1] for part in parts)
     wide = [(p.values, p.indices, (0, k - p.values.shape[1])) for p in parts]
     return Codes(torch.cat([pad(v, by) for v, _, by in wide]), torch.cat([pad(i, by) for _, i, by in wide]))
+
+
+def side_by_side(parts: Sequence[Codes]) -> Codes:
+    """Codes of the same rows, taken together."""
+    return Codes(torch.cat([p.values for p in parts], dim=1), torch.cat([p.indices for p in parts], dim=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -50,7 +50,7 @@ class TrainConfig(Settings):
     """Where the decoder's bias starts; it goes on being trained."""
 
     @model_validator(mode="after")
-    def _ranges(self) -> Self:
+    def _ranges(self) -> TrainConfig:
         for name in ("d_sae", "tokens", "batch_size", "dead_after"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in _SHARES:
@@ -103,12 +103,17 @@ class PenaltyConfig(TrainConfig):
     """How often dead latents are pointed at badly reconstructed inputs, over the first half of training."""
 
     @model_validator(mode="after")
-    def _penalty_in_range(self) -> Self:
+    def _penalty_in_range(self) -> PenaltyConfig:
         self._require("sparsity", self.sparsity >= 0, "zero or more")
         if self.target_l0 is not None:
             self._require("target_l0", 0 < self.target_l0 <= self.d_sae, f"above 0, at most {self.d_sae}")
         self._require("resample", self.resample >= 0, "zero or more")
         return self
+
+    @property
+    def controlled_l0(self) -> float | None:
+        """L0 that the weight of the penalty is moved for."""
+        return self.target_l0
 
     def resamples_at(self, step: int) -> bool:
         """Whether dead latents are resampled after this step."""

@@ -16,13 +16,15 @@ def auxk_loss(
     step: Step,
     weight: float,
     aux_k: int | None,
+    signed: bool = False,
 ) -> Float[Tensor, ""]:
     """What the dead latents make of the error that the others leave, times ``weight``.
 
     Gao et al. (2024, arXiv 2406.04093), section A.2: the top ``aux_k`` dead latents (half the
     width of the output by default) reconstruct the error e as e_hat; the loss is |e - e_hat|^2
     over the variance of e. The error is a constant here and holds b_dec already, so e_hat has no
-    bias; gradients reach encoder and decoder of dead latents, and nothing else.
+    bias; gradients reach encoder and decoder of dead latents, and nothing else. ``signed`` selects
+    by absolute value and keeps the sign.
     """
     if weight == 0 or len(step.dead) == 0:
         return error.new_zeros(())
@@ -33,9 +35,10 @@ def auxk_loss(
     k = min(sae.d_out // 2 if aux_k is None else aux_k, len(dead))
     if 0 < k < len(dead):
         # The k-th largest as a bar: equal values may let in more, which does no harm.
-        bar = pre.detach().topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-        pre = torch.where(pre >= bar, pre, 0)
-    made = pre.relu() @ decoder
+        size = pre.detach().abs() if signed else pre.detach()
+        bar = size.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+        pre = torch.where(size >= bar, pre, 0)
+    made = (pre if signed else pre.relu()) @ decoder
     variance = (target - target.mean(0)).pow(2).sum(-1).mean()
     return weight * (target - made).pow(2).sum(-1).mean() / variance.clamp_min(1e-12)
 
@@ -52,20 +55,22 @@ def resample(
 
     Bricken et al. (2023), *Towards Monosemanticity*, "neuron resampling": rows are drawn with
     probability proportional to their squared loss; a dead latent's decoder becomes the row
-    (centred, unit norm), its encoder the same times 0.2 of the mean encoder norm of the living
-    latents, its bias zero. The caller resets the optimiser's state of these latents.
+    (less b_dec and the skip connection, at unit norm), its encoder the same (the input, for a
+    transcoder) times 0.2 of the mean encoder norm of the living latents, unless tied; its bias
+    zero. The caller resets the optimiser's state of these latents.
     """
     if len(dead) == 0:
         return
-    assert sae.W_enc is not None, "tied dictionaries are resampled through their decoder"
     losses = (y - sae(x)).pow(2).sum(-1)
     chance = (losses**2).cpu().double().clamp_min(1e-300)
     rows = torch.multinomial(chance, len(dead), replacement=len(dead) > len(x), generator=generator)
-    inputs, outputs = sae.centre(x)[rows.to(x.device)], (y - sae.b_dec)[rows.to(x.device)]
+    rows = rows.to(x.device)
+    inputs, outputs = sae.centre(x)[rows], (y - sae.add_bias(torch.zeros_like(y), x))[rows]
     alive = torch.ones(sae.d_sae, dtype=torch.bool, device=x.device)
     alive[dead] = False
     norms = sae.encoder.norm(dim=1)
     mean = norms[alive].mean() if bool(alive.any()) else norms.mean()
-    sae.encoder[dead] = inputs / inputs.norm(dim=1, keepdim=True).clamp_min(1e-8) * 0.2 * mean
+    if sae.W_enc is not None:
+        sae.encoder[dead] = inputs / inputs.norm(dim=1, keepdim=True).clamp_min(1e-8) * 0.2 * mean
     sae.W_dec[dead] = outputs / outputs.norm(dim=1, keepdim=True).clamp_min(1e-8)
-    sae.b_enc[dead] = 0
+    sae.reset(dead)

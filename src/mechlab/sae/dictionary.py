@@ -95,13 +95,13 @@ def train_sae(
     being finite; warns when a target L0 was not reached.
     """
     return train_saes(
-        source, {out: config}, seed=seed, device=device, overwrite=overwrite, log=log, progress=progress
+        source, {Path(out): config}, seed=seed, device=device, overwrite=overwrite, log=log, progress=progress
     )[0]
 
 
 def train_saes(
     source: Store | LiveSource,
-    configs: Mapping[Path | str, TrainConfig],
+    configs: Mapping[Path, TrainConfig],
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",

@@ -62,9 +62,9 @@ class Adam:
     def forget(self, latents: Tensor) -> None:
         """Reset the moments of some latents, as if they were new."""
         for moments in (self.first, self.second):
-            for name in ("W_enc", "b_enc", "W_dec"):
-                if name in moments:
-                    moments[name][latents] = 0
+            for name, moment in moments.items():
+                if name not in ("b_dec", "W_skip"):
+                    moment[latents] = 0
 
     def _unit(self, name: str) -> bool:
         return name == "W_dec" and self._sae.unit

@@ -35,7 +35,7 @@ class L0Controller:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.target = config.target_l0 if isinstance(config, PenaltyConfig) else None
+        self.target = config.controlled_l0 if isinstance(config, PenaltyConfig) else None
         self._from = config.sparsity_warmup * config.steps
         self.factor = 1.0
 

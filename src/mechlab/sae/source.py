@@ -59,7 +59,9 @@ def tables(values: Mapping[str, Float[Tensor, "row _"]]) -> Opener:
     """Shuffled batches of tables in memory: site → ``[row, dim]``, the same rows in each."""
     rows = {len(table) for table in values.values()}
     if len(rows) != 1:
-        raise MechlabError("tables differ in their number of rows", sorted(rows), "pass rows of the same tokens")
+        raise MechlabError(
+            "tables differ in their number of rows", sorted(rows), "pass rows of the same tokens"
+        )
 
     def open_batches(batch_size: int, seed: int, state: dict[str, Any] | None) -> _Tables:
         return _Tables(dict(values), batch_size, seed, state)

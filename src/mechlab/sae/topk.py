@@ -10,11 +10,8 @@ loss for dead latents.
 
 from __future__ import annotations
 
-from typing import Self
-
 from jaxtyping import Float
 from mechlab_kernels.autograd import topk_pre_activations
-from mechlab_kernels.encode import encode_topk
 from pydantic import model_validator
 from torch import Tensor
 
@@ -22,6 +19,7 @@ from mechlab.sae.base import Sae, Step, StepLoss
 from mechlab.sae.codes import Codes
 from mechlab.sae.config import TrainConfig
 from mechlab.sae.dead import auxk_loss
+from mechlab_kernels.encode import encode_topk
 
 
 class TopKConfig(TrainConfig):
@@ -39,7 +37,7 @@ class TopKConfig(TrainConfig):
     """Dead latents per token in the AuxK loss; half the width of the target by default."""
 
     @model_validator(mode="after")
-    def _k_in_range(self) -> Self:
+    def _k_in_range(self) -> TopKConfig:
         self._require("k", 1 <= self.k <= self.d_sae, f"between 1 and d_sae = {self.d_sae}")
         if self.k_start is not None:
             self._require("k_start", self.k <= self.k_start <= self.d_sae, "between k and d_sae")
@@ -83,14 +81,14 @@ class TopK(Sae):
         """Squared error over total variance, plus AuxK."""
         centred = self.centre(x)
         k = self.config.k_at(step)
-        values, indices = topk_pre_activations(centred, self.encoder, self.b_enc, k, self.signed, SEARCH)
+        values, indices = topk_pre_activations(centred, self.encoder, self.b_enc, k, self.signed, "auto")
         codes = Codes(self.rectify(values), indices)
-        error = y - self.decode(codes, x)
+        made = self.decode(codes, x)
+        error = y - made
         squared = error.pow(2).sum(-1).mean() / step.variance
-        auxiliary = auxk_loss(self, centred, error, step, self.config.aux, self.config.aux_k)
+        auxiliary = auxk_loss(self, centred, error, step, self.config.aux, self.config.aux_k, self.signed)
         l0 = codes.l0().float().mean()
-        return StepLoss(squared + auxiliary, squared.detach(), l0, codes.fired(self.d_sae))
-
-
-# Low-precision candidates with exact scores where the processor is faster that way.
-SEARCH = "auto"
+        fired = codes.fired(self.d_sae)
+        return StepLoss(
+            squared + auxiliary, squared.detach(), l0, fired, made=made, penalty=auxiliary
+        )

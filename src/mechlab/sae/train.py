@@ -91,7 +91,7 @@ def train(
         if sae is not None:
             trainee.start_from(sae)
     del sample
-    done = [checkpoint.Progress(path) for path in work or [None] * len(trainees)]
+    done = [checkpoint.Progress(None if work is None else work[n]) for n in range(len(trainees))]
     for trainee, own in zip(trainees, done, strict=True):
         own.load(trainee)
     # A kill between two dictionaries' checkpoints leaves one a checkpoint ahead: it waits.
@@ -170,5 +170,6 @@ def _missed(config: TrainConfig, metrics: list[dict[str, float]]) -> str | None:
     l0 = sum(row["l0"] for row in last) / len(last)
     if abs(l0 / config.target_l0 - 1) <= _UNREACHED:
         return None
-    return f"target_l0 {config.target_l0:g} was not reached: L0 {l0:.3g}, penalty {last[-1]['sparsity']:.3g} x"
-
+    return (
+        f"target_l0 {config.target_l0:g} was not reached: L0 {l0:.3g}, penalty {last[-1]['sparsity']:.3g} x"
+    )

@@ -103,7 +103,7 @@ class Trainee:
         if isinstance(config, PenaltyConfig) and config.resamples_at(number):
             self._resample(number, batch)
         return lambda: {
-            "loss": float(loss.total),
+            "loss": float(loss.total.detach()),
             "fve": 1 - float(loss.error),
             "l0": float(loss.l0),
             "dead": float((self.since_fired >= config.dead_after).float().mean()),
