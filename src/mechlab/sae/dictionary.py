@@ -6,14 +6,14 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from mechlab.activations.live import LiveSource
@@ -22,18 +22,21 @@ from mechlab.artifacts import Artifact, Writer, open_artifact, writing
 from mechlab.errors import MechlabError
 from mechlab.files import write_atomic
 from mechlab.models.subject import Subject
-from mechlab.sae import saelens
 from mechlab.sae.base import Sae
 from mechlab.sae.checkpoint import METRICS
 from mechlab.sae.codes import Codes, concatenate
 from mechlab.sae.config import TrainConfig
-from mechlab.sae.source import mixed
+from mechlab.sae.formats import saelens
+from mechlab.sae.formats.weights import read_json, read_safetensors
+from mechlab.sae.processing import refuse_processed
+from mechlab.sae.source import Feed, mixed
 from mechlab.sae.topk import TopKConfig
 from mechlab.sae.train import Log, Progress, Trained, train
+from mechlab.sae.trainee import Loss
 
 KIND = "dictionary"
-_STATISTICS = "statistics.safetensors"
-_FILES = (saelens.WEIGHTS, saelens.CONFIG, _STATISTICS, METRICS)
+STATISTICS = "statistics.safetensors"
+_FILES = (saelens.WEIGHTS, saelens.CONFIG, STATISTICS, METRICS)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Dictionary:
         artifact: where it is stored; its inputs name the model and the activations by fingerprint.
         sae: the weights.
         inputs, outputs: the sites it reads and those it predicts (the same, unless a transcoder).
-        mean: mean of the outputs over the training rows ``[d_out]`` (for mean ablation).
+        mean: mean of the outputs over the training rows ``[d_out]`` (for mean ablation); where those
+            are not at hand (a converted dictionary), the bias of the decoder.
     """
 
     artifact: Artifact
@@ -64,19 +68,43 @@ class Dictionary:
             )
         return self.inputs[0]
 
+    @property
+    def processing(self) -> tuple[str, ...]:
+        """Steps of weight processing that its model went through (see ``mechlab.sae.processing``)."""
+        return tuple(self.artifact.manifest.facts.get("processing", ()))
+
     def check(self, subject: Subject) -> None:
-        """MechlabError when the dictionary was trained on another model."""
+        """MechlabError when the dictionary was trained on another model.
+
+        Where the model's fingerprint is not known (a converted dictionary), when a site is not
+        there or has another width, or held other values under the processing it was trained with.
+        """
+        refuse_processed(self.processing, (*self.inputs, *self.outputs), subject)
         trained_on = self.artifact.manifest.inputs.get("model")
-        if trained_on != subject.fingerprint:
+        if trained_on is None:
+            self._check_widths(subject)
+        elif trained_on != subject.fingerprint:
             raise MechlabError(
                 "dictionary was trained on another model",
                 f"fingerprint {str(trained_on)[:12]}, not {subject.fingerprint[:12]} ({subject.name})",
                 "load the model it was trained on",
             )
 
+    def _check_widths(self, subject: Subject) -> None:
+        name = self.artifact.manifest.facts.get("model_name") or "a model that is not recorded"
+        sizes = [*zip(self.inputs, self.sae.in_sizes, strict=True)]
+        for site, size in [*sizes, *zip(self.outputs, self.sae.out_sizes, strict=True)]:
+            there = subject.site(site).dim
+            if there != size:
+                raise MechlabError(
+                    f"dictionary of {name} does not fit {subject.name} at {site}",
+                    f"width {size}, not {there}",
+                    "load the model it was trained on",
+                )
+
 
 def train_sae(
-    source: Store | LiveSource,
+    source: Store | LiveSource | Feed,
     out: Path | str,
     config: TrainConfig,
     *,
@@ -100,9 +128,12 @@ def train_sae(
 
 
 def train_saes(
-    source: Store | LiveSource,
+    source: Store | LiveSource | Feed,
     configs: Mapping[Path, TrainConfig],
     *,
+    loss: Loss | None = None,
+    start: Sequence[Sae | None] | None = None,
+    extra: Mapping[str, str] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     overwrite: bool = False,
@@ -111,16 +142,14 @@ def train_saes(
 ) -> list[Dictionary]:
     """Train several dictionaries on one pass over the activations; directory → config.
 
-    Like ``train_sae`` for each; batch size and number of tokens must agree.
+    Like ``train_sae`` for each; batch size and number of tokens must agree. ``loss`` and ``start``
+    as for ``train``; ``extra`` is recorded among the inputs, and names what they were.
     """
     sites = _sites(source, configs.values())
-    if isinstance(source, Store):
-        inputs = {
-            "model": source.artifact.manifest.inputs["model"],
-            "activations": source.artifact.manifest.fingerprint,
-        }
-    else:
-        inputs = {"model": source.subject.fingerprint, "activations": source.identity()}
+    opener = (
+        source.opener(sites, str(device)) if isinstance(source, Feed) else mixed(source, sites, str(device))
+    )
+    inputs = {**_fingerprints(source), **(extra or {})}
     with contextlib.ExitStack() as stack:
         writers: dict[Writer, TrainConfig] = {}
         for out, config in configs.items():
@@ -132,7 +161,7 @@ def train_saes(
                 writers[writer] = config
         if writers:
             made = train(
-                mixed(source, sites, str(device)), list(writers.values()), seed=seed, device=device,
+                opener, list(writers.values()), seed=seed, device=device, loss=loss, start=start,
                 work=[writer.work for writer in writers], log=log, progress=progress,
             )  # fmt: skip
             for (writer, config), trained in zip(writers.items(), made, strict=True):
@@ -145,7 +174,7 @@ def train_saes(
     return [load_sae(out) for out in configs]
 
 
-def _sites(source: Store | LiveSource, configs: Any) -> tuple[str, ...]:
+def _sites(source: Store | LiveSource | Feed, configs: Any) -> tuple[str, ...]:
     wanted = dict.fromkeys(site for config in configs for site in (*config.inputs, *config.outputs))
     for site in wanted:
         if site not in source.sites:
@@ -171,23 +200,30 @@ def save_sae(
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
     mean: Float[Tensor, "d_out"],
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a dictionary's files into a folder: SAELens' two, and the mean of the outputs."""
-    config, tensors = saelens.to_saelens(sae, inputs, outputs)
+    """Write a dictionary's files into a folder: SAELens' two, and the mean of the outputs.
+
+    ``metadata`` goes into SAELens' config.
+    """
+    config, tensors = saelens.to_saelens(sae, inputs, outputs, metadata)
     write_atomic(folder / saelens.WEIGHTS, save(tensors))
     write_atomic(folder / saelens.CONFIG, json.dumps(config, indent=1))
-    write_atomic(folder / _STATISTICS, save({"mean": mean.contiguous()}))
+    write_atomic(folder / STATISTICS, save({"mean": mean.contiguous()}))
 
 
 def load_sae(path: Path | str) -> Dictionary:
-    """Load a dictionary made by ``train_sae``; MechlabError when there is none or it is damaged."""
+    """Load a dictionary made by ``train_sae`` or ``convert``.
+
+    Raises MechlabError when there is none or it is damaged.
+    """
     artifact = open_artifact(path, KIND)
-    config = json.loads(artifact.file(saelens.CONFIG).read_text())
-    sae = saelens.from_saelens(config, load_file(str(artifact.file(saelens.WEIGHTS))))
-    mean = load_file(str(artifact.file(_STATISTICS)))["mean"]
-    metadata = config["metadata"]
-    inputs = tuple(metadata["hook_name"].split(","))
-    outputs = tuple(metadata["hook_name_out"].split(",")) if metadata.get("hook_name_out") else inputs
+    config, weights = read_json(artifact.file(saelens.CONFIG)), artifact.file(saelens.WEIGHTS)
+    sae = saelens.from_saelens(config, read_safetensors(weights).all(), weights)
+    mean = read_safetensors(artifact.file(STATISTICS)).take("mean", sae.d_out)
+    site, target = saelens.sites(config)
+    inputs = tuple(site.split(","))
+    outputs = tuple(target.split(",")) if target else inputs
     return Dictionary(artifact, sae.requires_grad_(False).eval(), inputs, outputs, mean)
 
 
@@ -200,13 +236,20 @@ def encode_store(
     Raises MechlabError when the store lacks the dictionary's sites or comes from another model.
     """
     there, wanted = store.artifact.manifest.inputs["model"], dictionary.artifact.manifest.inputs.get("model")
-    if there != wanted:
+    refuse_processed(dictionary.processing, dictionary.inputs, None)
+    if wanted is not None and there != wanted:
         raise MechlabError(
             "store and dictionary come from different models",
             f"fingerprints {there[:12]} and {str(wanted)[:12]}",
             "harvest again",
         )
     x = torch.cat([store.activations(site)[:rows].to(torch.float32) for site in dictionary.inputs], dim=1)
+    if x.shape[1] != dictionary.sae.d_in:
+        raise MechlabError(
+            f"dictionary does not fit the store at {', '.join(dictionary.inputs)}",
+            f"width {dictionary.sae.d_in}, not {x.shape[1]}",
+            "harvest from the model it was trained on",
+        )
     return concatenate([dictionary.sae.encode(x[i : i + batch]) for i in range(0, len(x), batch)])
 
 
