@@ -10,6 +10,8 @@ loss for dead latents.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jaxtyping import Float
 from mechlab_kernels.autograd import topk_pre_activations
 from pydantic import model_validator
@@ -35,6 +37,9 @@ class TopKConfig(TrainConfig):
     """Weight of the AuxK loss, which trains dead latents on what the others leave; 0 turns it off."""
     aux_k: int | None = None
     """Dead latents per token in the AuxK loss; half the width of the target by default."""
+    search: Literal["auto", "float32", "bfloat16"] = "auto"
+    """How the top k are found while training: by float32 products, or among candidates that bfloat16
+    products leave, each scored again in float32 (the same codes); auto: what the processor has units for."""
 
     @model_validator(mode="after")
     def _k_in_range(self) -> TopKConfig:
@@ -81,7 +86,9 @@ class TopK(Sae):
         """Squared error over total variance, plus AuxK."""
         centred = self.centre(x)
         k = self.config.k_at(step)
-        values, indices = topk_pre_activations(centred, self.encoder, self.b_enc, k, self.signed, "auto")
+        values, indices = topk_pre_activations(
+            centred, self.encoder, self.b_enc, k, self.signed, self.config.search
+        )
         codes = Codes(self.rectify(values), indices)
         made = self.decode(codes, x)
         error = y - made
@@ -89,6 +96,4 @@ class TopK(Sae):
         auxiliary = auxk_loss(self, centred, error, step, self.config.aux, self.config.aux_k, self.signed)
         l0 = codes.l0().float().mean()
         fired = codes.fired(self.d_sae)
-        return StepLoss(
-            squared + auxiliary, squared.detach(), l0, fired, made=made, penalty=auxiliary
-        )
+        return StepLoss(squared + auxiliary, squared.detach(), l0, fired, made=made, penalty=auxiliary)
