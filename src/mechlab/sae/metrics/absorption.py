@@ -80,6 +80,7 @@ class Absorption:
     fraction_by_concept: Float[Tensor, "concept"]
 
 
+@torch.no_grad()
 def absorption(
     codes: Codes,
     x: Float[Tensor, "row d_in"],
@@ -97,7 +98,7 @@ def absorption(
     kept, unscored = scorable(labels, train)
     generator = torch.Generator().manual_seed(seed)
     norms = W_dec.norm(dim=1)
-    numbers, place = torch.unique(documents, return_inverse=True)
+    numbers = torch.unique(documents[~train])
     main: list[Tensor] = []
     # Columns: rows, full, fraction; of the dictionary and of the null.
     totals = torch.zeros(2, len(numbers), len(kept), 3, dtype=torch.double, device=x.device)
@@ -116,7 +117,8 @@ def absorption(
                 select(codes, right), x[right] @ direction, aligned[order], cosine[order], main[-1]
             )
             each = torch.stack([torch.ones_like(found.fraction), found.full.to(x), found.fraction], dim=1)
-            totals[which, :, column].index_add_(0, place[right], each.double())
+            place = torch.searchsorted(numbers, documents[right])
+            totals[which, :, column].index_add_(0, place, each.double())
     full, fraction = (_score(name, totals, at) for at, name in ((1, "full absorption"), (2, "absorption")))
     by_concept = totals[0].sum(0)
     return Absorption(

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.errors import MechlabError
+from mechlab.sae.metrics.rows import random_directions
 from mechlab.scores import Score, mean, score, wilson
 
 MATCH, DENSE = 0.7, 0.1
@@ -45,6 +46,7 @@ class Stability:
     max_cosine: Score
 
 
+@torch.no_grad()
 def stability(left: Float[Tensor, "left d"], right: Float[Tensor, "right d"], *, seed: int = 0) -> Stability:
     """Match the decoder rows of two dictionaries; see the module's docstring.
 
@@ -52,8 +54,7 @@ def stability(left: Float[Tensor, "left d"], right: Float[Tensor, "right d"], *,
     precision, and time between the square and the cube of their number: minutes at 16,384.
     """
     matched, partner, largest = _match(left, right)
-    random = torch.randn(right.shape, generator=torch.Generator().manual_seed(seed)).to(right)
-    nulls = _match(left, random)
+    nulls = _match(left, random_directions(len(right), right.shape[1], seed).to(right))
     found = [matched[partner >= 0], (matched[partner >= 0] >= MATCH).to(matched), largest]
     control = [nulls[0][nulls[1] >= 0], (nulls[0][nulls[1] >= 0] >= MATCH).to(matched), nulls[2]]
     names = ("matched cosine", f"share matched at {MATCH}", "mean max cosine")
@@ -64,6 +65,7 @@ def stability(left: Float[Tensor, "left d"], right: Float[Tensor, "right d"], *,
     return Stability(matched, partner, *scores)
 
 
+@torch.no_grad()
 def largest_cosines(W_dec: Float[Tensor, "d_sae d"]) -> Float[Tensor, "d_sae"]:
     """Largest cosine of each row with the other rows, in blocks; 0 at least for rows of zeros.
 
@@ -105,7 +107,7 @@ def _match(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     a, b = _unit(left), _unit(right)
-    cosines = (a @ b.T).cpu()
+    cosines = (a @ b.T).clamp(-1, 1).cpu()
     rows, others = linear_sum_assignment(cosines.numpy(), maximize=True)
     matched, partner = torch.full((len(a),), torch.nan), torch.full((len(a),), -1)
     matched[rows] = cosines[rows, others]

@@ -1,10 +1,10 @@
 """The best single latent of each concept, and board-game style coverage and reconstruction.
 
-* F1 of a latent as a detector "activation ≥ threshold": the threshold is the one with the highest
-  F1 on train documents among all activations seen there; the F1 is then taken on held-out
+* F1 of a latent as a detector "activation > threshold": the threshold is the one with the highest
+  F1 on train documents among zero and all activations seen there; the F1 is then taken on held-out
   documents. The best latent of a concept is the one with the highest train F1.
 * Coverage: mean over concepts of the best latent's F1. Reconstruction: a concept is predicted
-  where any latent is at or above its threshold for that concept; latents qualify when some
+  where any latent is above its threshold for that concept; latents qualify when some
   threshold reaches precision ≥ 0.95 on train rows with at least ten rows firing, and take the
   lowest such threshold; mean F1 over concepts (Karvonen et al. 2024, arXiv 2408.00113, whose
   concepts are properties of a game's board). The paper takes thresholds at ten shares of a latent's
@@ -123,7 +123,11 @@ class _Firings:
     def pick(
         self, quality: Float[Tensor, "firing"], floor: float
     ) -> tuple[Float[Tensor, "d_sae"], Float[Tensor, "d_sae"]]:
-        """Each latent's highest quality, and the strength of the first firing that has it (else inf)."""
+        """Each latent's highest quality, and the threshold that the first firing to have it is above.
+
+        The threshold is the strength of the next weaker firing, 0 when there is none, so that
+        what lies between the two counts as firing; infinite where no quality passes ``floor``.
+        """
         best = torch.full((self.d_sae,), floor, dtype=quality.dtype, device=quality.device)
         best = best.scatter_reduce(0, self.latent, quality, "amax")
         n = len(self.latent)
@@ -131,8 +135,9 @@ class _Firings:
         reached = (quality > floor) & (quality == best[self.latent])
         place = torch.arange(n, device=quality.device)[reached]
         at = at.scatter_reduce(0, self.latent[reached], place, "amin")
-        strength = torch.cat([self.value, self.value.new_full((1,), torch.inf)])
-        return best, strength[at]
+        weaker = self.value.new_zeros(n)
+        weaker[:-1] = torch.where(self.latent[1:] == self.latent[:-1], self.value[1:], 0)
+        return best, torch.cat([weaker, weaker.new_full((1,), torch.inf)])[at]
 
     def best_f1(self, label: Bool[Tensor, "row"]) -> tuple[Float[Tensor, "d_sae"], Float[Tensor, "d_sae"]]:
         """Each latent's best F1 over thresholds, 0 when it never fires on the label, and the threshold."""
@@ -146,9 +151,11 @@ class _Firings:
         return self.pick(fired.masked_fill(~enough, 0), 0.0)
 
     def above(self, threshold: Float[Tensor, "d_sae"]) -> Bool[Tensor, "firing"]:
-        return self.value >= threshold[self.latent]
+        """Which firings are above their latent's threshold."""
+        return self.value > threshold[self.latent]
 
 
+@torch.no_grad()
 def best_latent_f1(
     codes: Codes,
     labels: Bool[Tensor, "row concept"],
@@ -194,6 +201,7 @@ def best_latent_f1(
     )
 
 
+@torch.no_grad()
 def board_reconstruction(
     codes: Codes,
     labels: Bool[Tensor, "row concept"],

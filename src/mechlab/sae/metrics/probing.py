@@ -74,6 +74,7 @@ class _Draw:
         return _Draw(self.train, self.test, y_train, y_test)
 
 
+@torch.no_grad()
 def sparse_probing(
     codes: Codes,
     x: Float[Tensor, "row d_in"],

@@ -9,18 +9,19 @@ of the activation (other latents and the reconstruction's error) staying as it i
 * isolation: share of prompts that ask for another attribute where it stays the base's value.
 
 Only pairs whose values differ count, and only where the model, untouched, answers both prompts
-right. Latents are chosen on half of the entities and scored on pairs of the other half, which share
-the values but not the entities: per latent, the variance component of A's value in a one-way analysis of
+right. Latents are chosen on two thirds of the entities and scored on pairs of the others, which are other
+entities with mostly the same values: per latent, the variance component of A's value in a one-way analysis of
 variance of the entities' mean codes (a latent for single entities has none), times its decoder
 row's squared norm. The paper and SAEBench learn the choice instead (a sparse linear classifier, a mask).
 
-The null swaps as many random latents among those that fire at that token.
+The null swaps as many random latents among those that fire at that token. Latents that do nothing
+isolate perfectly, so cause is to be read against its null, and isolation only at a given cause.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -73,10 +74,14 @@ class Disentanglement:
 
 @dataclass(frozen=True)
 class _Prompts:
-    """Prompts of one template for pairs (base, source) of entities, and what the model should say."""
+    """Prompts of one template for pairs (base, source) of entities, and what the model should say.
+
+    ``source`` holds the activations at ``position`` in the source prompts.
+    """
 
     relation: str
-    tokens: Int[Tensor, "2 pair pos"]
+    base: Int[Tensor, "pair pos"]
+    source: Float[Tensor, "pair d_in"]
     answers: Int[Tensor, "2 pair"]
     entity: Int[Tensor, "pair"]
     position: int
@@ -109,21 +114,21 @@ def ravel(
         raise MechlabError("unknown position", position, near(position, ("entity", "last")))
     entities = sorted({fact.subject for fact in fable.FACTS})
     Random(seed).shuffle(entities)
-    half = len(entities) // 2
+    cut = 2 * len(entities) // 3
     templates = _templates()
     chosen, live = {}, torch.zeros(len(sae.W_dec), dtype=torch.bool)
     for relation, examples in templates.items():
         means = torch.stack(
-            [_entity_codes(subject, site, sae, example, entities[:half], position) for example in examples]
+            [_entity_codes(subject, site, sae, example, entities[:cut], position) for example in examples]
         ).mean(0)
-        values = [fable.fact_object(entity, relation) for entity in entities[:half]]
+        values = [fable.fact_object(entity, relation) for entity in entities[:cut]]
         component = variance_component(means, values) * sae.W_dec.detach().float().cpu().norm(dim=1) ** 2
         order = component.argsort(descending=True)
         chosen[relation] = order[: int((component > 0).sum())]
         live |= (means != 0).any(0)
     rng = Random(seed)
     groups = [
-        _known(subject, _pairs(subject, relation, example, entities[half:], pairs, position, rng))
+        _pairs(subject, site, relation, example, entities[cut:], pairs, position, rng)
         for relation, examples in templates.items()
         for example in examples
     ]
@@ -142,8 +147,11 @@ def ravel(
         (nc, ni), (c, i) = (_rates(subject, site, sae, groups, each) for each in (random, sets))
         cause[n] = score(f"cause at {n}", c, mean, null=score("cause, random latents", nc, mean))
         isolation[n] = score(f"isolation at {n}", i, mean, null=score("isolation, random latents", ni, mean))
-    every = dict.fromkeys(chosen, torch.arange(len(sae.W_dec)))
-    whole = score("cause of all latents", _rates(subject, site, sae, groups, every)[0], mean)
+    every = torch.arange(len(sae.W_dec))
+    totals: dict[int, np.ndarray] = {}
+    for group in groups:
+        _count(totals, subject, site, sae, group, every, wanted=1)
+    whole = score("cause of all latents", np.stack(list(totals.values())), mean)
     return Disentanglement(chosen, cause, isolation, whole, total)
 
 
@@ -171,22 +179,26 @@ def interchange(
     site: str,
     sae: Encoder,
     base: Int[Tensor, "pair pos"],
-    source: Int[Tensor, "pair pos"],
+    source: Float[Tensor, "pair d_in"],
     position: int,
     latents: Int[Tensor, "latent"],
 ) -> Float[Tensor, "pair d_vocab"]:
-    """Last-token logits of ``base`` with the codes of ``latents`` at ``position`` taken from ``source``."""
-    given = read_sites(subject, source, [site])[site][:, position].float()
+    """Last-token logits of prompts with the codes of some latents taken from elsewhere.
+
+    Args:
+        base: tokens of the prompts.
+        source: activations at ``site`` whose codes are put in at ``position`` of the prompts.
+        latents: which codes; the others, and the reconstruction's error, stay.
+    """
     rows = sae.W_dec[latents.to(sae.W_dec.device)].float()
 
     def held(x: Tensor) -> Tensor:
         return scatter(sae.encode(x), len(sae.W_dec))[:, latents.to(x.device)]
 
     def swap(value: Tensor) -> Tensor:
-        # Adding the difference keeps the other latents and the reconstruction's error.
         changed = value.clone()
         here = value[:, position].float()
-        changed[:, position] = (here + (held(given) - held(here)) @ rows).to(value.dtype)
+        changed[:, position] = (here + (held(source.to(here)) - held(here)) @ rows).to(value.dtype)
         return changed
 
     with editing(subject, site, swap):
@@ -201,20 +213,33 @@ def _rates(
     sets: dict[str, Int[Tensor, "_latent"]],
 ) -> tuple[Float[np.ndarray, "entity 2"], Float[np.ndarray, "other_entity 2"]]:
     """(successes, prompts) by base entity, of cause and of isolation."""
-    totals: tuple[dict[int, np.ndarray], dict[int, np.ndarray]] = ({}, {})
+    cause: dict[int, np.ndarray] = {}
+    isolation: dict[int, np.ndarray] = {}
     for attribute, latents in sets.items():
         for group in groups:
-            if len(group.entity) == 0:
-                continue
-            base, source = group.tokens
-            logits = interchange(subject, site, sae, base, source, group.position, latents)
             asks = group.relation == attribute
-            hit = logits.argmax(1).cpu() == group.answers[int(asks)]
-            for entity, right in zip(group.entity.tolist(), hit.tolist(), strict=True):
-                total = totals[0 if asks else 1].setdefault(entity, np.zeros(2))
-                total += (float(right), 1.0)
-    cause, isolation = (np.stack(list(each.values())) for each in totals)
-    return cause, isolation
+            _count(cause if asks else isolation, subject, site, sae, group, latents, wanted=int(asks))
+    return np.stack(list(cause.values())), np.stack(list(isolation.values()))
+
+
+def _count(
+    totals: dict[int, np.ndarray],
+    subject: Subject,
+    site: str,
+    sae: Encoder,
+    group: _Prompts,
+    latents: Int[Tensor, "latent"],
+    *,
+    wanted: int,
+) -> None:
+    """Add to each base entity's (successes, prompts): does the prediction become answer ``wanted``?"""
+    if len(group.entity) == 0:
+        return
+    logits = interchange(subject, site, sae, group.base, group.source, group.position, latents)
+    hit = logits.argmax(1).cpu() == group.answers[wanted]
+    for entity, right in zip(group.entity.tolist(), hit.tolist(), strict=True):
+        total = totals.setdefault(entity, np.zeros(2))
+        total += (float(right), 1.0)
 
 
 def _templates() -> dict[str, list[fable.Example]]:
@@ -255,6 +280,7 @@ def _entity_codes(
 
 def _pairs(
     subject: Subject,
+    site: str,
     relation: str,
     example: fable.Example,
     entities: list[str],
@@ -262,7 +288,7 @@ def _pairs(
     position: str,
     rng: Random,
 ) -> _Prompts:
-    """Random pairs of entities whose values of the relation differ."""
+    """Random pairs of entities whose values differ and whom the model, untouched, answers right."""
     drawn: list[tuple[str, str]] = []
     while len(drawn) < count:
         base, source = rng.sample(entities, 2)
@@ -270,26 +296,20 @@ def _pairs(
             drawn.append((base, source))
     vocabulary = subject.tokenizer.get_vocab()
     sides = list(zip(*drawn, strict=True))
-    tokens = [_stack(subject, [_prompt(subject, example, each) for each in side]) for side in sides]
-    answers = [[vocabulary.get(fable.fact_object(each, relation), -1) for each in side] for side in sides]
-    entity = torch.tensor([entities.index(base) for base, _ in drawn])
+    asked, given = (_stack(subject, [_prompt(subject, example, each) for each in side]) for side in sides)
+    answers = torch.tensor(
+        [[vocabulary.get(fable.fact_object(each, relation), -1) for each in side] for side in sides]
+    )
+    said = torch.stack([subject.logits(tokens)[:, -1].argmax(1).cpu() for tokens in (asked, given)])
+    right = (said == answers).all(0)
     place = _place(subject, example, position)
-    return _Prompts(relation, torch.stack(tokens), torch.tensor(answers), entity, place)
+    values = read_sites(subject, given, [site])[site][:, place].float()
+    entity = torch.tensor([entities.index(each) for each in sides[0]])
+    here = right.to(values.device)
+    return _Prompts(relation, asked[right], values[here], answers[:, right], entity[right], place)
 
 
 def _stack(subject: Subject, rows: list[Tensor]) -> Int[Tensor, "row pos"]:
     if len({len(row) for row in rows}) > 1:
         raise MechlabError("tokenizer splits Fable's entities", subject.name, "use the bundled model fable")
     return torch.stack(rows)
-
-
-def _known(subject: Subject, prompts: _Prompts) -> _Prompts:
-    """The pairs that the model answers right on both sides."""
-    said = torch.stack([subject.logits(tokens)[:, -1].argmax(1).cpu() for tokens in prompts.tokens])
-    right = (said == prompts.answers).all(0)
-    return replace(
-        prompts,
-        tokens=prompts.tokens[:, right],
-        answers=prompts.answers[:, right],
-        entity=prompts.entity[right],
-    )

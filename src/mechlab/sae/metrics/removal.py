@@ -75,6 +75,7 @@ class SpuriousRemoval:
     scr: dict[int, Score]
 
 
+@torch.no_grad()
 def targeted_removal(
     codes: Codes,
     x: Float[Tensor, "row d_in"],
@@ -105,12 +106,13 @@ def targeted_removal(
         ranked.append(_ranked(difference * (W_dec @ probes[-1].weight)))
         tests.append(balanced(y, ~train, MOST, generator))
     aligned = W_dec @ torch.stack([probe.weight for probe in probes]).T
-    numbers, place = torch.unique(documents, return_inverse=True)
+    numbers = torch.unique(documents[~train])
+    places = [torch.searchsorted(numbers, documents[rows]) for rows in tests]
     clean = torch.zeros(len(numbers), len(kept), 2, dtype=torch.double, device=x.device)
     for j, rows in enumerate(tests):
         right = (probes[j].score(x[rows]) > 0) == labels[rows, kept[j]]
         each = torch.stack([right.double(), torch.ones_like(right, dtype=torch.double)], dim=1)
-        clean[:, j].index_add_(0, place[rows], each)
+        clean[:, j].index_add_(0, places[j], each)
 
     def after(sets: list[Tensor]) -> Float[np.ndarray, "document column"]:
         """Totals: right answers and rows of every probe, then right answers of probe j under set i."""
@@ -123,7 +125,7 @@ def targeted_removal(
             logits = probes[j].score(x[rows])
             for i in range(len(sets)):
                 said = logits - _removed(part, held[i], aligned[:, j]) > 0
-                totals[:, i, j].index_add_(0, place[rows], (said == labels[rows, kept[j]]).double())
+                totals[:, i, j].index_add_(0, places[j], (said == labels[rows, kept[j]]).double())
         parts = (clean[..., 0], clean[..., 1], totals.flatten(1))
         return torch.cat(parts, dim=1).cpu().numpy()
 
@@ -140,6 +142,7 @@ def targeted_removal(
     return TargetedRemoval(tuple(kept), unscored, accuracy, tpp, intended, unintended)
 
 
+@torch.no_grad()
 def spurious_removal(
     codes: Codes,
     x: Float[Tensor, "row d_in"],

@@ -157,8 +157,7 @@ def random_codes(x: Float[Tensor, "row d_in"], like: Codes, d_sae: int, seed: in
     Each row keeps as many active latents as it has in ``like`` (fewer where fewer projections of
     the centred activation are positive).
     """
-    directions = torch.randn(x.shape[1], d_sae, generator=torch.Generator().manual_seed(seed)).to(x)
-    directions = directions / directions.norm(dim=0)
+    directions = random_directions(d_sae, x.shape[1], seed).to(x).T
     k = min(like.values.shape[1], d_sae)
     mean = x.mean(0)
     parts = [((rows - mean) @ directions).topk(k, dim=1) for rows in torch.split(x, 8192)]
@@ -166,3 +165,11 @@ def random_codes(x: Float[Tensor, "row d_in"], like: Codes, d_sae: int, seed: in
     wanted = like.l0()[:, None]
     values = values.masked_fill(torch.arange(k, device=x.device) >= wanted, 0)
     return Codes(values, torch.cat([part.indices for part in parts]))
+
+
+def random_directions(n: int, d: int, seed: int = 0) -> Float[Tensor, "n d"]:
+    """Random unit rows."""
+    # Not torch's generator: dictionaries are initialised by it, perhaps with the same seed.
+    rows: Tensor = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, d))).float()
+    unit: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return unit
