@@ -3,7 +3,7 @@
 Accuracy, F1 and AUROC of a concept are functions of totals over documents, and so is their mean
 over concepts; documents are resampled once for all concepts together. AUROC counts scores in at
 most ``BINS`` bins of equal numbers of rows, ties counting half: exact for that many distinct
-scores, and low by less than 0.01 otherwise.
+scores, and nearer to 1/2 by less than 0.01 otherwise.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ class Verdicts:
     counted: Bool[Tensor, "row concept"]
     documents: Int[Tensor, "row"]
 
-    def accuracy(self, concept: int | None = None, null: Score | None = None) -> Score:
-        """Share of right answers, of one concept (column number) or averaged over all. Chance is
-        1/2 on balanced rows."""
-        return mean_over_concepts("accuracy", self._cells(concept), _accuracy, null, 0.5)
+    def accuracy(
+        self, concept: int | None = None, null: Score | None = None, chance: float | None = None
+    ) -> Score:
+        """Share of right answers, of one concept (column number) or averaged over all."""
+        return mean_over_concepts("accuracy", self._cells(concept), _accuracy, null, chance)
 
     def f1(self, concept: int | None = None, null: Score | None = None, chance: float | None = None) -> Score:
         """2 TP / (2 TP + FP + FN), of one concept or averaged over all that are defined."""
@@ -69,10 +70,10 @@ class Verdicts:
         keep = slice(None) if concept is None else slice(concept, concept + 1)
         said, is_so, counted = (self.scores > 0)[:, keep], self.actual[:, keep], self.counted[:, keep]
         unique, place = torch.unique(self.documents, return_inverse=True)
-        cells = torch.stack([said & is_so, said & ~is_so, ~said & is_so, ~said & ~is_so], dim=-1)
-        cells = (cells & counted[..., None]).double()
-        totals = cells.new_zeros(len(unique), *cells.shape[1:]).index_add(0, place, cells)
-        return totals.cpu().numpy()
+        cells = said.new_zeros((len(unique), said.shape[1], 4), dtype=torch.double)
+        for column, each in enumerate((said & is_so, said & ~is_so, ~said & is_so, ~said & ~is_so)):
+            cells[..., column].index_add_(0, place, (each & counted).double())
+        return cells.cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,12 @@ class Figures:
 
     @classmethod
     def of(cls, verdicts: Verdicts, null: Verdicts | None = None) -> Figures:
-        """The figures of ``verdicts``, with those of ``null`` as their null controls."""
+        """The figures of ``verdicts`` on balanced rows, with those of ``null`` as null controls."""
         accuracy, f1, auroc = (
             (None, None, None) if null is None else (null.accuracy(), null.f1(), null.auroc())
         )
         return cls(
-            verdicts.accuracy(null=accuracy),
+            verdicts.accuracy(null=accuracy, chance=0.5),
             verdicts.f1(null=f1, chance=None if null is None else null.f1_of_chance()),
             verdicts.auroc(null=auroc),
             verdicts,
