@@ -9,11 +9,13 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from mechlab.errors import MechlabError
 from mechlab.files import disk_errors, write_atomic
 from mechlab.sae.trainee import Trainee
 
+_PLACE = "place."
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 
 
@@ -42,10 +44,13 @@ class Progress:
             try:
                 with safe_open(str(path), framework="pt") as file:
                     facts = json.loads(file.metadata()["mechlab"])
-                    trainee.load({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                trainee.load(tensors, facts)
             except Exception as error:  # whatever is wrong in a damaged file
                 raise MechlabError("checkpoint is damaged", path, "delete it to start again") from error
-            self.step, self.place, self.metrics = facts["step"], facts["place"], facts["metrics"]
+            self.step, self.metrics = facts["step"], facts["metrics"]
+            inside = {n.removeprefix(_PLACE): t for n, t in tensors.items() if n.startswith(_PLACE)}
+            self.place = {**facts["place"], **inside}
         # Rows logged after the checkpoint will be logged again.
         write_atomic(self.work / METRICS, "".join(json.dumps(row) + "\n" for row in self.metrics))
 
@@ -54,8 +59,11 @@ class Progress:
         self.step, self.place = step, place
         if self.work is None:
             return
-        facts = {"step": step, "place": place, "metrics": self.metrics, **trainee.facts()}
-        write_atomic(self.work / CHECKPOINT, save(trainee.tensors(), metadata={"mechlab": json.dumps(facts)}))
+        # A live model's place holds tensors: which row is in which slot of its ring.
+        plain = {name: value for name, value in place.items() if not isinstance(value, Tensor)}
+        tensors = trainee.tensors() | {_PLACE + n: t for n, t in place.items() if isinstance(t, Tensor)}
+        facts = {"step": step, "place": plain, "metrics": self.metrics, **trainee.facts()}
+        write_atomic(self.work / CHECKPOINT, save(tensors, metadata={"mechlab": json.dumps(facts)}))
 
     def log(self, row: dict[str, float]) -> None:
         """Keep a metrics row, and append it to the file that people watch."""

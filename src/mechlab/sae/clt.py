@@ -143,7 +143,7 @@ class Clt(Sae):
         parts = []
         for layer, part in enumerate(torch.split(x, list(self.in_sizes), dim=1)):
             values, indices = topk_pre_activations(
-                part, self.W_read[layer], self._bias(layer), k, False, "auto"
+                part, self.W_read[layer], self._bias(layer), k, False, self.config.search
             )
             parts.append(Codes(values.relu(), indices + layer * self.per_layer))
         made = self._summed(parts)

@@ -133,7 +133,7 @@ class _StorePairBatches(Iterator[Batch]):
         out = torch.empty(len(row), raw.shape[1], dtype=raw.dtype)
         scale = torch.empty(len(row))
         shard = torch.searchsorted(self._first, row, right=True) - 1
-        for number in shard.unique().tolist():
+        for number in set(shard.tolist()):
             here = (shard == number).nonzero().squeeze(1)
             local = row[here] - self._first[number]
             out[here] = self._shards[number].raw(site)[local]

@@ -118,6 +118,9 @@ class Trainee:
         """Take the weights of a finished dictionary, given in the activations' own units."""
         inverse = copy.deepcopy(sae).to(self._device)
         inverse.change_units(1 / self.x_scale, 1 / self.y_scale)
+        if self.sae.unit and len(self.sae.out_sizes) > 1:
+            # Sites of different scales do not come back to norm 1 by themselves.
+            inverse.scale_codes(float(inverse.W_dec.norm(dim=1).mean()))
         self.sae.load_state_dict(inverse.state_dict())
 
     def finished(self) -> Sae:
