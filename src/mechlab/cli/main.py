@@ -29,6 +29,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "check a store; --repair makes lost shards again",
     ),
     "sae train": ("mechlab.cli.sae", "train", "train dictionaries (sparse autoencoders, transcoders, …)"),
+    "sae eval": ("mechlab.cli.sae_eval", "evaluate", "evaluate a dictionary on documents it never saw"),
+    "sae compare": ("mechlab.cli.sae_eval", "compare", "how far two dictionaries agree"),
+    "sae convert": (
+        "mechlab.cli.sae_convert",
+        "convert",
+        "read other tools' dictionaries, or export for SAELens",
+    ),
     "model list": ("mechlab.cli.model", "list_models", "models that can be named right away"),
     "model info": ("mechlab.cli.model", "info", "sites, sizes and fingerprint of a model"),
     "model train-fable": ("mechlab.cli.model", "train", "train the bundled model from scratch"),
@@ -38,6 +45,17 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "harvest",
         "what harvesting costs beside the bare forward and SAELens",
     ),
+    "bench sae": (
+        "mechlab.cli.bench_sae",
+        "sae",
+        "what a training step costs beside its floor and other tools",
+    ),
+    "bench truth": (
+        "mechlab.cli.bench_sae",
+        "truth",
+        "every architecture against planted features and known concepts",
+    ),
+    "bench setup-peers": ("mechlab.cli.peers", "setup", "make the environments of the tools compared with"),
 }
 
 

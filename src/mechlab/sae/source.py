@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,6 +41,24 @@ class Opener(Protocol):
         ...
 
 
+@runtime_checkable
+class Feed(Protocol):
+    """What dictionaries can be trained on beside a store or a live model: pairs of models, whole contexts."""
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites in every row."""
+        ...
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a dictionary records of it: name → fingerprint."""
+        ...
+
+    def opener(self, sites: Sequence[str], device: str = "cpu") -> Opener:
+        """Batches of some of the sites, for ever."""
+        ...
+
+
 def mixed(source: Store | Source, sites: tuple[str, ...], device: str = "cpu") -> Opener:
     """Shuffled batches of a store or a live model, epoch after epoch."""
 
@@ -67,6 +85,42 @@ def tables(values: Mapping[str, Float[Tensor, "row _"]]) -> Opener:
         return _Tables(dict(values), batch_size, seed, state)
 
     return open_batches
+
+
+def generated(make: Callable[[int, int, int], Mapping[str, Tensor]]) -> Opener:
+    """Batches made as they are wanted: ``make(rows, seed, number of the batch)`` gives site → rows."""
+
+    def open_batches(batch_size: int, seed: int, state: dict[str, Any] | None) -> _Generated:
+        return _Generated(make, batch_size, seed, state)
+
+    return open_batches
+
+
+class _Generated(Iterator[Batch]):
+    def __init__(
+        self,
+        make: Callable[[int, int, int], Mapping[str, Tensor]],
+        batch_size: int,
+        seed: int,
+        state: dict[str, Any] | None,
+    ) -> None:
+        self._make, self._size, self._seed = make, batch_size, seed
+        self._step = state["step"] if state else 0
+
+    def __next__(self) -> Batch:
+        values = dict(self._make(self._size, self._seed, self._step))
+        rows = torch.arange(self._step * self._size, (self._step + 1) * self._size)
+        self._step += 1
+        return Batch(values, rows, rows)
+
+    def state(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def __enter__(self) -> _Generated:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
 
 
 class _Tables(Iterator[Batch]):
