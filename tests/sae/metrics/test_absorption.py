@@ -73,6 +73,7 @@ def test_planted_absorption_is_measured(children: int, share: float) -> None:
     assert got.full.value == pytest.approx(truth, abs=0.04)
     assert got.fraction.value == pytest.approx(truth, abs=0.04)
     assert got.full.low > 0
+    assert got.full.n == 30  # held-out documents
     assert float(got.full_by_concept[0]) == pytest.approx(got.full.value)
     assert got.full.null is not None
     assert got.full.null.value < got.full.low

@@ -44,6 +44,7 @@ def test_planted_latents_remove_their_concept_alone() -> None:
     got = targeted_removal(data.codes, data.x, data.W_dec, data.labels, data.documents, ns=(1, 3))
     assert got.concepts == (0, 1, 2, 3)
     assert got.accuracy.value > 0.98
+    assert got.accuracy.n == 20  # held-out documents
     assert got.intended[1].value == pytest.approx(0.5, abs=0.05)
     assert got.unintended[1].value == pytest.approx(0, abs=0.02)
     assert got.tpp[1].value == pytest.approx(got.intended[1].value - got.unintended[1].value)
