@@ -187,7 +187,7 @@ class Peer:
             dead_share: share of latents, the first ones, that count as dead at every step, so that
                 each pays for its auxiliary loss.
             options: the peer's own settings, named in its file under ``peer_steps``; by default those
-                that were fastest on a CPU.
+                that were fastest in float32 on a CPU.
         """
         settings = {"k": k, "lr": lr, "dead_share": dead_share, "options": options}
         self._ask("init", {"weights": str(weights), "batches": str(batches), **settings})
