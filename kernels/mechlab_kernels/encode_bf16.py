@@ -29,15 +29,15 @@ holds with |a + b| - E <= |p| <= |a + b| + E. Norms are rounded upwards and |a| 
 |a| / 255, which covers the float32 rounding of these formulas themselves.
 
 **Scan.** Bits of bfloat16 numbers, as 16-bit integers with the negative ones mirrored, are
-ordered as the numbers are: 32 are compared at once with the smallest a that could reach T given
-the largest bias and norms of their 64 latents.
+ordered as the numbers are: 32 are compared at once with the smallest a that could reach T, the
+k-th largest L so far, given the largest bias and norms of their chunk of latents.
 
 Rows with too many candidates, with values not finite or near overflow go the float32 way.
 """
 
 from __future__ import annotations
 
-from typing import no_type_check
+from typing import NamedTuple, no_type_check
 
 import numpy as np
 import torch
@@ -46,10 +46,10 @@ from numba import njit, prange
 from torch import Tensor
 
 from mechlab_kernels import encode_cpu
-from mechlab_kernels.encode_cpu import CHUNK, insert, poison, sift
+from mechlab_kernels.encode_cpu import CHUNK
+from mechlab_kernels.select import pack, select, write_out
 from mechlab_kernels.threads import torch_threads
 
-ROWS, LATENTS = 2048, 1024
 FEW_ROWS = 32  # the weights have to be rounded first: that costs as much as this many rows
 OUTPUT_ERROR = 1 / 254
 SUBNORMAL = 2.0**-126
@@ -69,49 +69,48 @@ def topk(
     if rows < FEW_ROWS or d * 2.0**-23 > 0.5:
         return encode_cpu.topk(x, encoder, bias, k, absolute)
     values, indices = torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
-    room = 3 * k + 4 * CHUNK
-    lows = np.full((rows, k), -np.inf, np.float32)
-    candidates, uppers = np.empty((rows, room), np.int32), np.empty((rows, room), np.float32)
-    counts = np.zeros(rows, np.int64)
+    room = 3 * k + 2 * CHUNK
+    given_up = np.zeros(rows, np.bool_)
     with torch_threads():
-        x_low, x_norm, x_gap = _rounded(x)
         encoder_low, norm, gap = _rounded(encoder)
-        spread = _spread(norm, gap, d)
-        chunks = _chunk_maxima(norm, spread, bias.numpy(), absolute)
-        largest = np.maximum(x_norm, 1) * norm.max() + np.abs(bias.numpy()).max()
-        counts[~(largest < OVERFLOW)] = -1
-        # Of each row: |x - x'|, |x'| and t.
-        x_wide = (x_norm + x_gap) * SLACK
-        errors = np.stack([x_gap, x_wide, 2 * d * SUBNORMAL * (1 + x_wide + norm.max())], axis=1)
-        for part, first, block in encode_cpu.blocks(x_low, encoder_low, ROWS, LATENTS):
-            _scan(
-                block.view(torch.int16).numpy(),
-                first,
-                absolute,
-                errors[part],
-                norm,
-                spread,
-                bias.numpy(),
-                chunks,
-                lows[part],
-                candidates[part],
-                uppers[part],
-                counts[part],
+        latent_errors = norm, _spread(norm, gap, d), bias.numpy()
+        chunks = _chunk_maxima(*latent_errors, absolute)
+        for part in encode_cpu.row_blocks(rows, 2 * room):
+            low, x_norm, x_gap = _rounded(x[part])
+            # Of each row: |x - x'|, |x'| and t.
+            wide = (x_norm + x_gap) * SLACK
+            tiny = 2 * d * SUBNORMAL * (1 + wide + norm.max())
+            row_errors = np.stack([x_gap, wide, tiny], axis=1) * SLACK
+            notes = _Notes(
+                np.empty((len(low), room), np.int32),
+                *(np.empty((len(low), room), np.float32) for _ in range(2)),
+                np.zeros(len(low), np.int64),
+                np.full(len(low), -np.inf, np.float32),
+                np.full(len(low), 2 * k),
             )
-        _score(
-            *(part.numpy() for part in (x, encoder, bias)),
-            absolute,
-            lows[:, 0],
-            candidates,
-            uppers,
-            counts,
-            values.numpy(),
-            indices.numpy(),
-        )
-    again = torch.from_numpy(counts < 0).nonzero()[:, 0]
+            largest = np.maximum(x_norm, 1) * norm.max() + np.abs(bias.numpy()).max()
+            notes.count[~(largest < OVERFLOW)] = -1
+            for first, block in encode_cpu.blocks(low, encoder_low):
+                bits = block.view(torch.int16).numpy()
+                _scan(bits, first, k, absolute, row_errors, *latent_errors, chunks, *notes)
+            arrays = (tensor.numpy() for tensor in (x[part], encoder, bias, values[part], indices[part]))
+            _score(*arrays, absolute, *notes[:4])
+            given_up[part] = notes.count < 0
+    again = torch.from_numpy(given_up).nonzero()[:, 0]
     if len(again):
         values[again], indices[again] = encode_cpu.topk(x[again], encoder, bias, k, absolute)
     return values, indices
+
+
+class _Notes(NamedTuple):
+    """The candidates of each row so far."""
+
+    latent: Int[np.ndarray, "row room"]
+    lower: Float[np.ndarray, "row room"]
+    upper: Float[np.ndarray, "row room"]
+    count: Int[np.ndarray, "row"]  # -1: the row is given up
+    least: Float[np.ndarray, "row"]  # T
+    full: Int[np.ndarray, "row"]  # as many candidates bring T up to date
 
 
 def _rounded(x: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
@@ -154,90 +153,120 @@ def _norms(x, low, norm, gap):
         gap[r] = np.sqrt(apart) * SLACK
 
 
+@njit(cache=True, nogil=True)
+@no_type_check
+def _any_from(bits, key, absolute):
+    """Whether a number is at least the one that ``key`` stands for; see ``_order``."""
+    largest = np.int16(-32768)
+    if absolute:
+        for j in range(len(bits)):
+            order = np.int16(bits[j] & np.int16(0x7FFF))
+            largest = order if order > largest else largest
+    else:
+        for j in range(len(bits)):
+            order = np.int16(bits[j] ^ np.int16((bits[j] >> 15) & 0x7FFF))
+            largest = order if order > largest else largest
+    return largest >= key
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _flag_from(bits, key, absolute, flags):
+    """``flags``: which of them ``_any_from`` found."""
+    flags[len(bits) :] = 0
+    if absolute:
+        for j in range(len(bits)):
+            flags[j] = np.int16(bits[j] & np.int16(0x7FFF)) >= key
+    else:
+        for j in range(len(bits)):
+            flags[j] = np.int16(bits[j] ^ np.int16((bits[j] >> 15) & 0x7FFF)) >= key
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _smallest(least, absolute):
+    """16 bits, ordered, of a number at or just below the smallest a with a + |a| / 254 >= least."""
+    least *= 1 / (1 + OUTPUT_ERROR) if least > 0 else 1 / (1 - OUTPUT_ERROR)
+    # As an integer -0 is less than 0: zero goes below both.
+    least -= SUBNORMAL + abs(least) * 2.0**-20
+    if absolute and least < 0:
+        return np.int16(0)
+    bits = np.float32(least).view(np.int32)
+    return np.int16((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> 16)
+
+
 @njit(cache=True, nogil=True, parallel=True)
 @no_type_check
-def _scan(block, first, absolute, errors, norm, spread, bias, chunks, lows, candidates, uppers, counts):
-    """Note the candidates among latents ``first, first + 1, ...``, and raise each row's k largest L.
-
-    ``counts`` is the number of candidates, -1 where a row is given up. ``lows`` is a heap.
-    """
+def _scan(
+    block,
+    first,
+    k,
+    absolute,
+    row_errors,
+    norm,
+    spread,
+    bias,
+    chunks,
+    latents,
+    lower,
+    upper,
+    counts,
+    least,
+    full,
+):
+    """Note the candidates among latents ``first, first + 1, ...``."""
+    room = latents.shape[1]
     for r in prange(block.shape[0]):
-        if counts[r] < 0:
-            continue
-        width, room = block.shape[1], candidates.shape[1]
-        bits = np.empty(1, np.int32)
-        real = bits.view(np.float32)
+        flags = np.empty(CHUNK, np.uint8)
+        eights = flags.view(np.uint64)
         gap, wide, tiny = errors[r]
-        count = counts[r]
-        for start in range(0, width, CHUNK):
-            end = min(start + CHUNK, width)
-            chunk = chunks[(first + start) // CHUNK]
-            # The smallest a with U >= T, rounded down to a bfloat16; -0 is less than 0 as an integer.
-            least = np.float64(lows[r, 0]) - SLACK * (gap * chunk[0] + wide * chunk[1] + tiny) - chunk[2]
-            least = least / (1 + OUTPUT_ERROR) if least > 0 else least / (1 - OUTPUT_ERROR)
-            least -= SLACK * SUBNORMAL + abs(least) * 2.0**-20
-            if absolute and least < 0:
-                least = 0.0
-            real[0] = least
-            key = np.int16((bits[0] ^ ((bits[0] >> 31) & 0x7FFFFFFF)) >> 16)
-            passing = False
-            if absolute:
-                for j in range(start, end):
-                    passing |= (block[r, j] & np.int16(0x7FFF)) >= key
-            else:
-                for j in range(start, end):
-                    passing |= (block[r, j] ^ ((block[r, j] >> 15) & np.int16(0x7FFF))) >= key
-            if not passing:
+        count, limit = counts[r], np.float64(least[r])
+        for start in range(0, block.shape[1], CHUNK):
+            at = (first + start) // CHUNK
+            reach = gap * chunks[at, 0] + wide * chunks[at, 1] + tiny + chunks[at, 2]
+            key = _smallest(limit - reach, absolute)
+            chunk = block[r, start : start + CHUNK]
+            if count < 0 or not _any_from(chunk, key, absolute):
                 continue
-            if count + CHUNK > room:
-                count = _compact(candidates[r], uppers[r], count, lows[r, 0])
+            if count >= full[r] or count + CHUNK > room:
+                lows = lower[r, :count].copy()
+                select(lows, k)
+                limit = np.float64(lows[k - 1])
+                count = _keep(latents[r], lower[r], upper[r], count, lows[k - 1])
                 if count + CHUNK > room:
                     count = -1
-                    break
-            for j in range(start, end):
-                pattern = block[r, j]
-                mirrored = pattern & 0x7FFF if absolute else pattern ^ ((pattern >> 15) & 0x7FFF)
-                if mirrored >= key:
-                    latent = first + j
-                    bits[0] = np.int32(pattern) << 16
-                    value = np.float64(real[0])
-                    error = gap * norm[latent] + wide * spread[latent] + tiny + abs(value) * OUTPUT_ERROR
-                    value += bias[latent]
+                    continue
+                full[r] = count + k
+                key = _smallest(limit - reach, absolute)
+            _flag_from(chunk, key, absolute, flags)
+            for eight in range(CHUNK // 8):
+                if eights[eight] == 0:
+                    continue
+                for j in range(8 * eight, 8 * eight + 8):
+                    if flags[j] == 0:
+                        continue
+                    latent = first + start + j
+                    product = np.float64(np.int32(np.int32(chunk[j]) << 16).view(np.float32))
+                    value = product + bias[latent]
                     size = abs(value) if absolute else value
-                    error = SLACK * error + abs(size) * 2.0**-20
-                    if size + error >= lows[r, 0]:
-                        candidates[r, count], uppers[r, count] = latent, size + error
+                    error = gap * norm[latent] + wide * spread[latent] + tiny + abs(product) * OUTPUT_ERROR
+                    # The last term: of rounding to float32.
+                    error += (abs(size) + error) * 2.0**-20
+                    if size + error >= limit:
+                        latents[r, count] = latent
+                        lower[r, count], upper[r, count] = size - error, size + error
                         count += 1
-                        if size - error > lows[r, 0]:
-                            lows[r, 0] = size - error
-                            _sink(lows[r])
-        counts[r] = count
+        counts[r], least[r] = count, limit
 
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _sink(heap):
-    """Let the top entry sink to where no child is smaller."""
-    value, place = heap[0], 0
-    while 2 * place + 1 < len(heap):
-        child = 2 * place + 1
-        if child + 1 < len(heap) and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= value:
-            break
-        heap[place] = heap[child]
-        place = child
-    heap[place] = value
-
-
-@njit(cache=True, nogil=True)
-@no_type_check
-def _compact(candidates, uppers, count, least):
-    """Drop the candidates that have fallen behind since; how many are left."""
+def _keep(latents, lower, upper, count, least):
+    """Drop the candidates that can no longer be among the k largest; the number of those left."""
     kept = 0
     for j in range(count):
-        if uppers[j] >= least:
-            candidates[kept], uppers[kept] = candidates[j], uppers[j]
+        if upper[j] >= least:
+            latents[kept], lower[kept], upper[kept] = latents[j], lower[j], upper[j]
             kept += 1
     return kept
 
@@ -253,22 +282,23 @@ def _dot(a, b):
 
 @njit(cache=True, nogil=True, parallel=True)
 @no_type_check
-def _score(x, encoder, bias, absolute, least, candidates, uppers, counts, values, indices):
-    """The k largest of the candidates, scored in float32; fewer than k give the row up."""
+def _score(x, encoder, bias, values, indices, absolute, latents, lower, upper, counts):
+    """The k largest of the candidates, scored in float32."""
     k = values.shape[1]
     for r in prange(x.shape[0]):
-        count = _compact(candidates[r], uppers[r], counts[r], least[r])
-        if count < k:
-            counts[r] = -1
+        count = counts[r]
+        if count < 0:
             continue
+        lows = lower[r, :count].copy()
+        select(lows, k)
+        count = _keep(latents[r], lower[r], upper[r], count, lows[k - 1])
+        keys = np.empty(count, np.int64)
         for j in range(count):
-            latent = candidates[r, j]
+            latent = latents[r, j]
             value = _dot(x[r], encoder[latent]) + bias[latent]
-            if j >= k:
-                insert(values[r], indices[r], value, latent, absolute)
-                continue
-            values[r, j], indices[r, j] = value, latent
-            if j == k - 1:
-                for place in range(k // 2 - 1, -1, -1):
-                    sift(values[r], indices[r], place, absolute)
-                poison(values[r], indices[r])
+            if value != value:
+                counts[r] = -1
+                break
+            keys[j] = pack(value, latent, absolute)
+        if counts[r] >= 0:
+            write_out(keys, values[r], indices[r], absolute)

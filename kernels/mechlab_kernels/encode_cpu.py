@@ -1,8 +1,8 @@
 """``encode`` in float32 on a CPU: a block of pre-activations at a time, then a scan of the block.
 
-The scan asks of 64 pre-activations at once, in vector registers, whether any passes the
-threshold that it would have to pass; hardly ever does one. Those that pass go, one by one, into
-a heap of the row's k largest so far (its smallest on top, which is the threshold).
+The scan asks of many pre-activations at once, in vector registers, whether any passes the
+threshold that it would have to pass; hardly ever does one. Those that pass are noted. Once a
+row has 2 k notes all but its k largest are dropped, the least of which is the new threshold.
 """
 
 from __future__ import annotations
@@ -16,21 +16,26 @@ from jaxtyping import Float, Int
 from numba import njit, prange
 from torch import Tensor
 
+from mechlab_kernels.select import pack, select, unpack, write_out
 from mechlab_kernels.threads import torch_threads
 
-ROWS, LATENTS, CHUNK = 4096, 512, 64
+CHUNK = 128  # latents tested at once
+ROWS, LATENTS = 2048, 8 * CHUNK  # of a block: 8 MB
 
 
-def blocks(
-    x: Tensor, encoder: Tensor, rows: int = ROWS, latents: int = LATENTS
-) -> Iterator[tuple[slice, int, Tensor]]:
-    """``(rows, first latent, x @ encoder.T there)`` by blocks, in a buffer that is used again."""
-    buffer = x.new_empty(min(rows, len(x)) * min(latents, len(encoder)))
-    for row in range(0, len(x), rows):
-        for latent in range(0, len(encoder), latents):
-            left, right = x[row : row + rows], encoder[latent : latent + latents]
-            block = buffer[: len(left) * len(right)].view(len(left), len(right))
-            yield slice(row, row + rows), latent, torch.mm(left, right.T, out=block)
+def blocks(x: Tensor, encoder: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """``(first latent, x @ encoder.T there)`` by blocks of latents, in a buffer that is used again."""
+    buffer = x.new_empty(len(x) * min(LATENTS, len(encoder)))
+    for first in range(0, len(encoder), LATENTS):
+        part = encoder[first : first + LATENTS]
+        block = buffer[: len(x) * len(part)].view(len(x), len(part))
+        yield first, torch.mm(x, part.T, out=block)
+
+
+def row_blocks(rows: int, room: int) -> Iterator[slice]:
+    """Rows to work on at a time, fewer where each needs ``room`` notes of 8 bytes (64 MB in all)."""
+    size = max(64, min(ROWS, 2**23 // room))
+    return (slice(row, row + size) for row in range(0, rows, size))
 
 
 def topk(
@@ -42,10 +47,16 @@ def topk(
 ) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
     """``encode.encode_topk`` for contiguous float32."""
     values, indices = torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64)
-    value_array, index_array, bias_array = values.numpy(), indices.numpy(), bias.numpy()
+    room = 2 * k + CHUNK
     with torch_threads():
-        for rows, first, block in blocks(x, encoder):
-            _scan_topk(block.numpy(), bias_array, first, absolute, value_array[rows], index_array[rows])
+        for rows in row_blocks(len(x), room):
+            part = x[rows]
+            keys, counts = np.empty((len(part), room), np.int64), np.zeros(len(part), np.int64)
+            # Not even what is below everything is at most NaN: all pass at first.
+            least = np.full(len(part), np.nan, np.float32)
+            for first, block in blocks(part, encoder):
+                _scan_topk(block.numpy(), bias.numpy(), first, k, absolute, keys, counts, least)
+            _finish(keys, counts, absolute, values[rows].numpy(), indices[rows].numpy())
     return values, indices
 
 
@@ -59,99 +70,91 @@ def above(
     counts = np.zeros(len(x), np.int64)
     values, indices = np.zeros((len(x), 64), np.float32), np.zeros((len(x), 64), np.int64)
     with torch_threads():
-        for rows, first, block in blocks(x, encoder):
-            rest = bias[first:].numpy(), threshold[first:].numpy()
-            found = _count_above(block.numpy(), *rest)
-            wanted = int((counts[rows] + found).max())
-            if wanted > values.shape[1]:
-                more = max(wanted, min(2 * values.shape[1], len(encoder))) - values.shape[1]
-                values = np.pad(values, ((0, 0), (0, more)))
-                indices = np.pad(indices, ((0, 0), (0, more)))
-            _place_above(block.numpy(), *rest, first, found, counts[rows], values[rows], indices[rows])
+        for rows in row_blocks(len(x), 1):
+            for first, block in blocks(x[rows], encoder):
+                rest = bias[first:].numpy(), threshold[first:].numpy()
+                found = _count_above(block.numpy(), *rest)
+                wanted = int((counts[rows] + found).max())
+                if wanted > values.shape[1]:
+                    more = max(wanted, min(2 * values.shape[1], len(encoder))) - values.shape[1]
+                    values = np.pad(values, ((0, 0), (0, more)))
+                    indices = np.pad(indices, ((0, 0), (0, more)))
+                _place_above(block.numpy(), *rest, first, found, counts[rows], values[rows], indices[rows])
     width = max(1, int(counts.max(initial=0)))
     return torch.from_numpy(values[:, :width].copy()), torch.from_numpy(indices[:, :width].copy())
 
 
+# Slices that are read from 0 on: indices that might be negative would keep the loop from vector
+# registers. Written such that NaN passes.
+@njit(cache=True, nogil=True)
+@no_type_check
+def _any_above(block, bias, least, absolute):
+    found = False
+    if absolute:
+        for j in range(len(block)):
+            found |= not (abs(block[j] + bias[j]) <= least)
+    else:
+        for j in range(len(block)):
+            found |= not (block[j] + bias[j] <= least)
+    return found
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _flag_above(block, bias, least, absolute, flags):
+    """``flags``: which of them ``_any_above`` found."""
+    flags[len(block) :] = 0
+    if absolute:
+        for j in range(len(block)):
+            flags[j] = not (abs(block[j] + bias[j]) <= least)
+    else:
+        for j in range(len(block)):
+            flags[j] = not (block[j] + bias[j] <= least)
+
+
 @njit(cache=True, nogil=True, parallel=True)
 @no_type_check
-def _scan_topk(block, bias, first, absolute, values, indices):
-    """Merge the pre-activations of latents ``first, first + 1, ...`` into each row's k largest.
+def _scan_topk(block, bias, first, k, absolute, keys, counts, least):
+    """Note the pre-activations of latents ``first, first + 1, ...`` that may be among the k largest.
 
-    Results hold the first k latents until there are more, and are a heap from then on.
+    ``counts`` is the number of notes so far, -1 where a row is lost to a NaN.
     """
-    k, width = values.shape[1], block.shape[1]
     for r in prange(block.shape[0]):
-        for start in range(0, width, CHUNK):
-            end = min(start + CHUNK, width)
-            at = start
-            while at < end and first + at < k:
-                values[r, first + at] = block[r, at] + bias[first + at]
-                indices[r, first + at] = first + at
-                at += 1
-                if first + at == k:
-                    for place in range(k // 2 - 1, -1, -1):
-                        sift(values[r], indices[r], place, absolute)
-                    poison(values[r], indices[r])
-            if at == end:
+        flags = np.empty(CHUNK, np.uint8)
+        eights = flags.view(np.uint64)
+        count, limit = counts[r], least[r]
+        for start in range(0, block.shape[1], CHUNK):
+            chunk, shift = block[r, start : start + CHUNK], bias[first + start : first + start + CHUNK]
+            if count < 0 or not _any_above(chunk, shift, limit, absolute):
                 continue
-            least = abs(values[r, 0]) if absolute else values[r, 0]
-            # Written such that NaN passes.
-            passing = 0
-            if absolute:
-                for j in range(at, end):
-                    passing += not (abs(block[r, j] + bias[first + j]) <= least)
-            else:
-                for j in range(at, end):
-                    passing += not (block[r, j] + bias[first + j] <= least)
-            if passing:
-                for j in range(at, end):
-                    insert(values[r], indices[r], block[r, j] + bias[first + j], first + j, absolute)
+            if count >= 2 * k:
+                select(keys[r, :count], k)
+                count = k
+                limit = unpack(keys[r, k - 1], False)[0]
+            _flag_above(chunk, shift, limit, absolute, flags)
+            for eight in range(CHUNK // 8):
+                if eights[eight] == 0:
+                    continue
+                for j in range(8 * eight, 8 * eight + 8):
+                    if flags[j]:
+                        value = chunk[j] + shift[j]
+                        if value != value or count < 0:
+                            count = -1
+                        else:
+                            keys[r, count] = pack(value, first + start + j, absolute)
+                            count += 1
+        counts[r], least[r] = count, limit
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, parallel=True)
 @no_type_check
-def insert(values, indices, value, index, absolute):
-    """Take a value into the heap if it belongs there; indices must come in ascending order."""
-    least, size = values[0], value
-    if absolute:
-        least, size = abs(least), abs(size)
-    if size > least:
-        values[0], indices[0] = value, index
-        sift(values, indices, 0, absolute)
-    elif size != size:
-        values[0] = value
-        poison(values, indices)
-
-
-@njit(cache=True, nogil=True)
-@no_type_check
-def poison(values, indices):
-    """One NaN makes all of them NaN; nothing enters the heap after that."""
-    for value in values:
-        if value != value:
-            for j in range(len(values)):
-                values[j], indices[j] = np.nan, j
-            return
-
-
-@njit(cache=True, nogil=True)
-@no_type_check
-def sift(values, indices, place, absolute):
-    """Let the entry sink to where no child is smaller; of equals the later latent is the smaller."""
-    value, index = values[place], indices[place]
-    size = abs(value) if absolute else value
-    while 2 * place + 1 < len(values):
-        child = 2 * place + 1
-        least = abs(values[child]) if absolute else values[child]
-        if child + 1 < len(values):
-            other = abs(values[child + 1]) if absolute else values[child + 1]
-            if other < least or (other == least and indices[child + 1] > indices[child]):
-                child, least = child + 1, other
-        if not (least < size or (least == size and indices[child] > index)):
-            break
-        values[place], indices[place] = values[child], indices[child]
-        place = child
-    values[place], indices[place] = value, index
+def _finish(keys, counts, absolute, values, indices):
+    for r in prange(values.shape[0]):
+        if counts[r] >= 0:
+            write_out(keys[r, : counts[r]], values[r], indices[r], absolute)
+        else:
+            for j in range(values.shape[1]):
+                values[r, j], indices[r, j] = np.nan, j
 
 
 @njit(cache=True, nogil=True, parallel=True)
@@ -159,9 +162,9 @@ def sift(values, indices, place, absolute):
 def _count_above(block, bias, threshold):
     counts = np.empty(block.shape[0], np.int64)
     for r in prange(block.shape[0]):
-        count = 0
-        for j in range(block.shape[1]):
-            count += not (block[r, j] + bias[j] <= threshold[j])
+        count, row = np.int32(0), block[r]
+        for j in range(len(row)):
+            count += np.int32(not (row[j] + bias[j] <= threshold[j]))
         counts[r] = count
     return counts
 
