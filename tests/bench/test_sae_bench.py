@@ -33,7 +33,7 @@ def test_our_step_equals_the_reference_step(tmp_path: Path, search: str) -> None
 def test_steps_are_compared_with_the_floor_and_a_peer(tmp_path: Path) -> None:
     found = compare_steps(SHAPE, tmp_path, repeats=2, dead_share=0.1, device=CPU, peers=("sae-lens",))
     assert found["missing"] == []
-    for name in ("bare encoder product", "ours, float32", "sae-lens"):
+    for name in ("bare encoder product", "ours, float32", "sae-lens, as it comes", "sae-lens, sparse codes"):
         assert found["variants"][name]["seconds"] > 0
     assert found["variants"]["bare encoder product"]["times_product"] == 1
     missing = compare_steps(

@@ -38,6 +38,17 @@ _SITE = "x"
 _LR = 3e-4
 _BATCHES = 4
 _HELD_OUT = 4096
+# Variant → (peer, its options). SAELens is measured as it comes and in its two faster settings.
+PEER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sae-lens, as it comes": (
+        "sae-lens",
+        {"use_sparse_activations": False, "rescale_acts_by_decoder_norm": True},
+    ),
+    "sae-lens, sparse codes": ("sae-lens", {}),
+    "sae-lens, bfloat16": ("sae-lens", {"use_sparse_activations": False, "autocast": True}),
+    "dictionary-learning": ("dictionary-learning", {}),
+    "sparsify": ("sparsify", {}),
+}
 
 
 @dataclass(frozen=True)
@@ -241,13 +252,22 @@ def compare_steps(
     missing: list[str] = []
     own_peaks: dict[str, int | None] = {}
     with ExitStack() as stack:
-        for name in peers:
+        for label, (name, options) in PEER_VARIANTS.items():
+            if name not in peers:
+                continue
             if interpreter(name, peer_folder) is None:
-                missing.append(name)
+                missing.append(label)
                 continue
             peer = stack.enter_context(Peer(name, peer_folder))
-            peer.init(problem.weights_file, problem.batches_file, k=shape.k, lr=_LR, dead_share=dead_share)
-            variants[name] = Variant(_peer_step(peer, own_peaks))
+            peer.init(
+                problem.weights_file,
+                problem.batches_file,
+                k=shape.k,
+                lr=_LR,
+                dead_share=dead_share,
+                **options,
+            )
+            variants[label] = Variant(_peer_step(peer, label, own_peaks))
         rounds = interleaved(variants, repeats=repeats, device=device, stage="steps", progress=progress)
     return {
         "shape": vars(shape),
@@ -257,7 +277,7 @@ def compare_steps(
     }
 
 
-def _peer_step(peer: Peer, peaks: dict[str, int | None]) -> Callable[[], float]:
+def _peer_step(peer: Peer, label: str, peaks: dict[str, int | None]) -> Callable[[], float]:
     done = 0
 
     def step() -> float:
@@ -266,7 +286,7 @@ def _peer_step(peer: Peer, peaks: dict[str, int | None]) -> Callable[[], float]:
             peer.start_peak()
         peer.step(done)
         if done == 0:
-            peaks[peer.name] = peer.peak()
+            peaks[label] = peer.peak()
         done += 1
         return 1.0
 

@@ -155,13 +155,14 @@ def _goals(payload: dict[str, Any], device: str) -> list[dict[str, Any]]:
                 most(f"{name}{aux}: step / product", found[name]["times_product"], limit)
         for name, peers in against.items():
             for peer, factor in peers.items():
-                if name in found and peer in found:
-                    ratio = found[name]["times_product"] / found[peer]["times_product"]
-                    most(f"{name}{aux}: step / {peer}'s", ratio, 1 / factor)
-        theirs = found.get("sae-lens", {}).get("peak_bytes")
+                for label in (label for label in found if label.startswith(peer) and name in found):
+                    ratio = found[name]["times_product"] / found[label]["times_product"]
+                    most(f"{name}{aux}: step / {label}", ratio, 1 / factor)
+        peaks = [found[label]["peak_bytes"] for label in found if label.startswith("sae-lens")]
         ours = max((found[name]["peak_bytes"] or 0) for name in found if name.startswith("ours"))
+        theirs = min((peak for peak in peaks if peak), default=None)
         if theirs and not aux and device == "cpu":
-            most("peak memory / sae-lens'", ours / theirs, 0.5)
+            most("peak memory / sae-lens, its smallest", ours / theirs, 0.5)
     fve = payload["fve"]
     for name in fve:
         if name.startswith("ours"):
