@@ -81,21 +81,15 @@ def topk(
             wide = (x_norm + x_gap) * SLACK
             tiny = 2 * d * SUBNORMAL * (1 + wide + norm.max())
             row_errors = np.stack([x_gap, wide, tiny], axis=1) * SLACK
-            notes = _Notes(
-                np.empty((len(low), room), np.int32),
-                *(np.empty((len(low), room), np.float32) for _ in range(2)),
-                np.zeros(len(low), np.int64),
-                np.full(len(low), -np.inf, np.float32),
-                np.full(len(low), 2 * k),
-            )
+            notes = _blank_notes(len(low), room, k)
             largest = np.maximum(x_norm, 1) * norm.max() + np.abs(bias.numpy()).max()
-            notes.count[~(largest < OVERFLOW)] = -1
+            notes.number[~(largest < OVERFLOW)] = -1
             for first, block in encode_cpu.blocks(low, encoder_low):
                 bits = block.view(torch.int16).numpy()
                 _scan(bits, first, k, absolute, row_errors, *latent_errors, chunks, *notes)
             arrays = (tensor.numpy() for tensor in (x[part], encoder, bias, values[part], indices[part]))
             _score(*arrays, absolute, *notes[:4])
-            given_up[part] = notes.count < 0
+            given_up[part] = notes.number < 0
     again = torch.from_numpy(given_up).nonzero()[:, 0]
     if len(again):
         values[again], indices[again] = encode_cpu.topk(x[again], encoder, bias, k, absolute)
@@ -108,9 +102,15 @@ class _Notes(NamedTuple):
     latent: Int[np.ndarray, "row room"]
     lower: Float[np.ndarray, "row room"]
     upper: Float[np.ndarray, "row room"]
-    count: Int[np.ndarray, "row"]  # -1: the row is given up
+    number: Int[np.ndarray, "row"]  # -1: the row is given up
     least: Float[np.ndarray, "row"]  # T
     full: Int[np.ndarray, "row"]  # as many candidates bring T up to date
+
+
+def _blank_notes(rows: int, room: int, k: int) -> _Notes:
+    lower, upper = np.empty((rows, room), np.float32), np.empty((rows, room), np.float32)
+    start = np.zeros(rows, np.int64), np.full(rows, -np.inf, np.float32), np.full(rows, 2 * k)
+    return _Notes(np.empty((rows, room), np.int32), lower, upper, *start)
 
 
 def _rounded(x: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
@@ -202,7 +202,7 @@ def _scan(
     first,
     k,
     absolute,
-    row_errors,
+    errors,
     norm,
     spread,
     bias,
