@@ -28,6 +28,7 @@ from mechlab.sae.codes import Codes, concatenate
 from mechlab.sae.config import TrainConfig
 from mechlab.sae.formats import saelens
 from mechlab.sae.formats.weights import read_json, read_safetensors
+from mechlab.sae.formats.wrapped import refuse_contextual
 from mechlab.sae.processing import refuse_processed
 from mechlab.sae.source import Feed, mixed
 from mechlab.sae.topk import TopKConfig
@@ -79,6 +80,7 @@ class Dictionary:
         Where the model's fingerprint is not known (a converted dictionary), when a site is not
         there or has another width, or held other values under the processing it was trained with.
         """
+        refuse_contextual(self.sae)
         refuse_processed(self.processing, (*self.inputs, *self.outputs), subject)
         trained_on = self.artifact.manifest.inputs.get("model")
         if trained_on is None:
@@ -152,16 +154,18 @@ def train_saes(
     inputs = {**_fingerprints(source), **(extra or {})}
     with contextlib.ExitStack() as stack:
         writers: dict[Writer, TrainConfig] = {}
-        for out, config in configs.items():
+        begin: list[Sae | None] = []
+        for (out, config), first in zip(configs.items(), start or [None] * len(configs), strict=True):
             plan = {"arch": config.arch, **config.model_dump()}
             writer = stack.enter_context(
                 writing(out, KIND, config=plan, seed=seed, inputs=inputs, overwrite=overwrite)
             )
             if writer.finished is None:
                 writers[writer] = config
+                begin.append(first)
         if writers:
             made = train(
-                opener, list(writers.values()), seed=seed, device=device, loss=loss, start=start,
+                opener, list(writers.values()), seed=seed, device=device, loss=loss, start=begin,
                 work=[writer.work for writer in writers], log=log, progress=progress,
             )  # fmt: skip
             for (writer, config), trained in zip(writers.items(), made, strict=True):
@@ -172,6 +176,16 @@ def train_saes(
                     mean = trained.mean
                 _write(writer, trained, config.inputs, config.outputs, mean)
     return [load_sae(out) for out in configs]
+
+
+def _fingerprints(source: Store | LiveSource | Feed) -> dict[str, str]:
+    """What a dictionary records of its activations: role → fingerprint."""
+    if isinstance(source, Feed):
+        return source.fingerprints()
+    if isinstance(source, Store):
+        manifest = source.artifact.manifest
+        return {"model": manifest.inputs["model"], "activations": manifest.fingerprint}
+    return {"model": source.subject.fingerprint, "activations": source.identity()}
 
 
 def _sites(source: Store | LiveSource | Feed, configs: Any) -> tuple[str, ...]:
@@ -236,6 +250,7 @@ def encode_store(
     Raises MechlabError when the store lacks the dictionary's sites or comes from another model.
     """
     there, wanted = store.artifact.manifest.inputs["model"], dictionary.artifact.manifest.inputs.get("model")
+    refuse_contextual(dictionary.sae)
     refuse_processed(dictionary.processing, dictionary.inputs, None)
     if wanted is not None and there != wanted:
         raise MechlabError(

@@ -6,7 +6,7 @@ one that a ``Subject`` holds.
 
 | step | sites that change |
 |---|---|
-| fold_ln | ``ln*.hook_normalized``, ``mlp.hook_in``: norms lose their weight and bias |
+| fold_ln | ``ln*.hook_normalized``, ``ln*.hook_out``, ``mlp.hook_in``: norms lose weight and bias |
 | center_writing_weights | the residual stream and what is added to it, in models with LayerNorm |
 | fold_value_biases | ``attn.hook_v``, ``attn.hook_z``, ``attn.hook_result``: values lose their bias |
 | refactor_factored_attn_matrices | ``attn.hook_q``, ``hook_k``, ``hook_v``, ``hook_z`` |
@@ -35,7 +35,7 @@ from mechlab.models.subject import Subject
 
 _CENTRED = "center_writing_weights"
 _CHANGED = {
-    "fold_ln": r"(^|\.)ln\w*\.hook_normalized$|mlp\.hook_in$",
+    "fold_ln": r"(^|\.)ln\w*\.hook_(normalized|out)$|(mlp|attn)\.hook_in$",
     _CENTRED: r"hook_resid_\w+$|hook_(pos_)?embed$|hook_(attn|mlp)_(out|in)$|hook_result$|hook_[qkv]_input$",
     "fold_value_biases": r"attn\.hook_(v|z|result)$",
     "refactor_factored_attn_matrices": r"attn\.hook_[qkvz]$",

@@ -2,8 +2,10 @@
 
 Sources: Lieberum et al. (2024), *Gemma Scope* (arXiv 2408.05147), and its successor's release;
 names of repositories and folders as sae-lens 6.54 reads them. All are JumpReLU dictionaries whose
-b_dec is not subtracted from the input. Those of the embedding were trained on embeddings divided
-by sqrt(d_in), as the model's code multiplies them; they are made to fit what the site holds.
+b_dec is not subtracted from the input. Transcoders read what the MLP reads, behind its norm.
+
+Those of the embedding were trained on embeddings divided by sqrt(d_in), which the model multiplies
+them by; they are made to fit what the site holds, b_dec included (sae-lens 6.54 leaves it out).
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from mechlab.sae.formats.weights import Weights, read_json, read_npz, read_safet
 
 NPZ, WEIGHTS, CONFIG = "params.npz", "params.safetensors", "config.json"
 _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)")
-_PARTS = {
-    "res": "hook_resid_post", "resid_post": "hook_resid_post",
-    "mlp": "hook_mlp_out", "mlp_out": "hook_mlp_out",
-    "att": "attn.hook_z", "attn_out": "attn.hook_z",
-}  # fmt: skip
+_PARTS = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
+# Hook points of the second release → ours.
+_HOOKS = {
+    "output": "hook_resid_post",
+    "self_attn.o_proj.input": "attn.hook_z",
+    "pre_feedforward_layernorm.output": "mlp.hook_in",
+    "post_feedforward_layernorm.output": "hook_mlp_out",
+}
 
 
 def read(folder: Path, named: Named) -> Found:
@@ -38,7 +43,7 @@ def read(folder: Path, named: Named) -> Found:
         if embedding:
             site = "hook_embed"
         elif layer is not None and repository[3] == "transcoders":
-            site, target = f"blocks.{layer}.ln2.hook_normalized", f"blocks.{layer}.hook_mlp_out"
+            site, target = f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.hook_mlp_out"
         elif layer is not None:
             site = f"blocks.{layer}.{_PARTS[repository[3]]}"
     found = _build(read_npz(folder / NPZ), folder, named, site, target, model)
@@ -57,15 +62,7 @@ def read_2(folder: Path, named: Named) -> Found:
         raise MechlabError(
             f"unknown architecture in {folder / CONFIG}", config.get("architecture"), "known: jump_relu"
         )
-    path = str(folder.absolute())
-    layer = _layer(path) if _layer(path) is not None else _layer(str(config.get("hf_hook_point_in")))
-    site = target = None
-    if config.get("hf_hook_point_out"):
-        site, target = f"blocks.{layer}.ln2.hook_normalized", f"blocks.{layer}.hook_mlp_out"
-    else:
-        part = next((p for p in ("resid_post", "mlp_out", "attn_out") if p in path), None)
-        if part and layer is not None:
-            site = f"blocks.{layer}.{_PARTS[part]}"
+    site, target = (_site(config.get(f"hf_hook_point_{side}")) for side in ("in", "out"))
     found = _build(read_safetensors(folder / WEIGHTS), folder, named, site, target, config.get("model_name"))
     files = (folder / CONFIG, folder / WEIGHTS)
     facts: dict[str, Any] = {"hf_hook_name": config.get("hf_hook_point_in")}
@@ -92,6 +89,12 @@ def _build(
     return Found(sae, site, target, {"model_name": named.model or model})
 
 
+def _site(hook: str | None) -> str | None:
+    """Our name of "model.layers.N.PLACE"."""
+    found = re.search(r"layers\.(\d+)\.(.+)$", hook or "")
+    return f"blocks.{found[1]}.{_HOOKS[found[2]]}" if found and found[2] in _HOOKS else None
+
+
 def _layer(text: str) -> int | None:
-    found = re.search(r"layers?[_.](\d+)", text)
+    found = re.search(r"layer_(\d+)", text)
     return int(found[1]) if found else None

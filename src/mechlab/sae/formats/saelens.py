@@ -91,7 +91,7 @@ def to_saelens(
         "metadata": about,
     }
     if name.startswith(OWN):
-        tied = sae.W_enc is None
+        tied = sae.config.tied and sae.W_enc is None
         config["mechlab"] = {
             "config": {**sae.config.model_dump(), "tied": tied},
             "in_sizes": sae.in_sizes,
@@ -153,6 +153,8 @@ def from_saelens(
     # A transcoder without a recorded target is still one; its caller may know the target.
     target = (target or "unknown") if transcoder else ""
     centred = bool(config.get("apply_b_dec_to_input", not transcoder))
+    if arch == "matching_pursuit" and not centred:
+        parts["b_dec"].zero_()  # SAELens uses it on both sides or on none
     sae = build(arch, parts, site, target, centred=centred, **settings)
     if isinstance(sae, JumpReLU):
         sae.trained_as = (config.get("metadata") or {}).get("training_architecture") or name
@@ -170,6 +172,8 @@ def _name(sae: Sae, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> str:
     own = OWN + sae.arch
     if len(inputs) > 1 or len(outputs) > 1:
         return own
+    if isinstance(sae, MatchingPursuit) and not sae.centred and bool(sae.b_dec.any()):
+        return own  # SAELens would leave b_dec out of the output too
     if inputs == outputs:
         return own if sae.W_skip is not None else _NAMES.get(sae.arch, own)
     return own if sae.centred else _TRANSCODERS.get((sae.arch, sae.W_skip is not None), own)
@@ -184,7 +188,13 @@ def _own(config: Mapping[str, Any], weights: Weights) -> Sae:
     except (ValidationError, KeyError, TypeError, ValueError) as error:
         problem = str(error).replace("\n", " ")
         raise MechlabError(f"{CONFIG} cannot be read", kind.arch, problem) from error
-    sae = kind(settings, *sizes, centred=bool(config["apply_b_dec_to_input"]))
+    in_sizes, out_sizes = sizes
+    sae = kind(
+        settings,
+        in_sizes,
+        out_sizes if settings.target else None,
+        centred=bool(config["apply_b_dec_to_input"]),
+    )
     sae.load_state_dict({key: weights.take(key, *value.shape) for key, value in sae.state_dict().items()})
     weights.done()
     return sae

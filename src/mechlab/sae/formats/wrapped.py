@@ -124,16 +124,17 @@ class Foreign(Fixed):
             self.register_parameter(own, there if isinstance(there, nn.Parameter) else None)
 
     @property
-    def _contextual(self) -> bool:
+    def contextual(self) -> bool:
+        """Whether a row's codes depend on the rows before it."""
         return hasattr(self.module, "encode_with_predictions")
 
     def encode(self, x: Float[Tensor, "row d_in"]) -> Codes:
         """Codes of each row; for a temporal dictionary the rows are one context."""
-        return sparse(self.module.encode(x[None])[0] if self._contextual else self.module.encode(x))
+        return sparse(self.module.encode(x[None])[0] if self.contextual else self.module.encode(x))
 
     def differentiable(self, x: Float[Tensor, "row d_in"], codes: Codes) -> Codes:
         """The codes of ``x`` once more, with gradient to ``x``."""
-        dense: Tensor = self.module.encode(x[None])[0] if self._contextual else self.module.encode(x)
+        dense: Tensor = self.module.encode(x[None])[0] if self.contextual else self.module.encode(x)
         return Codes(torch.where(codes.values != 0, dense.gather(1, codes.indices), 0), codes.indices)
 
     def decode(self, codes: Codes, x: Float[Tensor, "row d_in"] | None = None) -> Float[Tensor, "row d_out"]:
@@ -141,7 +142,7 @@ class Foreign(Fixed):
         dense = scatter(codes, self.d_sae)
         if x is None:
             return self._decoded(dense)
-        if self._contextual:
+        if self.contextual:
             dense = dense + self.module.encode_with_predictions(x[None])[1][0]
         else:
             self.module.encode(x)  # the module keeps what decoding undoes
@@ -154,3 +155,11 @@ class Foreign(Fixed):
         finally:
             self._logger.disabled = quiet
         return made
+
+
+def refuse_contextual(sae: Sae) -> None:
+    """MechlabError for a dictionary whose rows must be one context, where they would not be."""
+    if isinstance(sae, Foreign) and sae.contextual:
+        raise MechlabError(
+            "dictionary reads whole contexts", sae.saved["architecture"], "encode one context at a time"
+        )
