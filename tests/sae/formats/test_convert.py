@@ -226,3 +226,15 @@ def test_command(tmp_path: Path) -> None:
         command(["--out", "x"], "mechlab sae convert")
     with pytest.raises(MechlabError, match="unknown option"):
         command([str(source), "--outt", "x"], "mechlab sae convert")
+
+
+def test_a_dictionary_of_normalised_rows_works_in_the_model(
+    tmp_path: Path, subject: Subject, tiny_corpus: Path
+) -> None:
+    source = made(tmp_path / "theirs")
+    config = json.loads((source / saelens.CONFIG).read_text())
+    (source / saelens.CONFIG).write_text(json.dumps(config | {"normalize_activations": "layer_norm"}))
+    dictionary = convert(source, tmp_path / "ours", model=subject)
+    assert dictionary.artifact.manifest.facts["mean"] == "zero"
+    found = evaluate(subject, dictionary, open_corpus(tiny_corpus), tokens=200)
+    assert found.l0.value == pytest.approx(K)
