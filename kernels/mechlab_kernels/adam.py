@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
+from mechlab_kernels.dispatch import on_cpu, on_cuda
 from mechlab_kernels.threads import torch_threads
 
 
@@ -55,13 +56,18 @@ def adam_(
     if unit_rows and parameter.ndim != 2:
         raise ValueError("unit_rows needs a two-dimensional parameter")
     whole = all(array.is_contiguous() for array in arrays)
-    if whole and all(array.device.type == "cpu" and array.dtype == torch.float32 for array in arrays):
+    if whole and on_cpu(*arrays):
         rows = [array.detach().view(-1, array.shape[-1]).numpy() for array in arrays]
         scales = np.array(
             [lr / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** 0.5, eps, gradient_scale], np.float32
         )
         with torch_threads():
             _adam(*rows, scales, np.float32(1 - beta1), np.float32(1 - beta2), unit_rows)
+        return
+    if whole and on_cuda(*arrays) and all(array.dtype == torch.float32 for array in arrays):
+        from mechlab_kernels import triton_adam
+
+        triton_adam.adam_(*arrays, lr, step, beta1, beta2, eps, gradient_scale, unit_rows)
         return
     adam_reference_(*arrays, lr, step, beta1, beta2, eps, gradient_scale, unit_rows)
 
@@ -103,7 +109,7 @@ def squared_norm(gradient: Float[Tensor, "*shape"], along: Float[Tensor, "*shape
     if along is not None and (along.shape != gradient.shape or gradient.ndim != 2):
         raise ValueError(f"gradient {tuple(gradient.shape)} and weight {tuple(along.shape)} differ in shape")
     arrays = [gradient] if along is None else [gradient, along]
-    if not all(a.is_contiguous() and a.device.type == "cpu" and a.dtype == torch.float32 for a in arrays):
+    if not (on_cpu(*arrays) and all(array.is_contiguous() for array in arrays)):
         return squared_norm_reference(gradient, along)
     if gradient.numel() == 0:
         return 0.0

@@ -6,7 +6,7 @@ small buffer, and what is kept moves on to running results. The floor is the mat
 
 Compiled for float32 on a CPU and for CUDA (Triton); the ``*_reference`` functions, dense and by
 definition, for all else. The same input gives the same bits on the same machine and number of
-threads.
+threads. Gradients: ``autograd``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab_kernels import encode_bf16, encode_cpu
+from mechlab_kernels.dispatch import on_cpu, on_cuda
 
 Search = Literal["float32", "bfloat16", "auto"]
 
@@ -48,11 +49,16 @@ def encode_topk(
     _check(x, encoder, bias)
     if not 1 <= k <= len(encoder):
         raise ValueError(f"k = {k} is outside [1, {len(encoder)}]")
-    if _compiled(x, encoder, bias):
+    if on_cpu(x, encoder, bias):
         x, encoder, bias = (part.detach().contiguous() for part in (x, encoder, bias))
         if search == "bfloat16" or (search == "auto" and low_precision_supported() and len(x) >= 256):
             return encode_bf16.topk(x, encoder, bias, k, absolute)
         return encode_cpu.topk(x, encoder, bias, k, absolute)
+    if on_cuda(x, encoder, bias):
+        from mechlab_kernels import triton_encode
+
+        x, encoder, bias = (part.detach().contiguous() for part in (x, encoder, bias))
+        return triton_encode.encode_topk(x, encoder, bias, k, absolute)
     return encode_topk_reference(x, encoder, bias, k, absolute=absolute)
 
 
@@ -88,8 +94,14 @@ def encode_above(
     _check(x, encoder, bias)
     if threshold.shape != bias.shape:
         raise ValueError(f"threshold has shape {tuple(threshold.shape)}, bias {tuple(bias.shape)}")
-    if _compiled(x, encoder, bias, threshold):
+    if on_cpu(x, encoder, bias, threshold):
         return encode_cpu.above(*(part.detach().contiguous() for part in (x, encoder, bias, threshold)))
+    if on_cuda(x, encoder, bias, threshold):
+        from mechlab_kernels import triton_encode
+
+        return triton_encode.encode_above(
+            *(part.detach().contiguous() for part in (x, encoder, bias, threshold))
+        )
     return encode_above_reference(x, encoder, bias, threshold)
 
 
@@ -125,7 +137,3 @@ def _pre_activations(x: Tensor, encoder: Tensor, bias: Tensor) -> Tensor:
     dtype = reduce(torch.promote_types, (x.dtype, encoder.dtype, bias.dtype))
     working = torch.promote_types(dtype, torch.float32)
     return (x.to(working) @ encoder.to(working).T + bias.to(working)).to(dtype)
-
-
-def _compiled(*tensors: Tensor) -> bool:
-    return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)

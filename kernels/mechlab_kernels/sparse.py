@@ -9,7 +9,7 @@ sparse ``[row latent]`` matrix S:
     column_sums(values, indices)        S^T @ 1
     gathered_dots(a, indices, W)        (a @ W^T) at the slots
 
-so that the last two pairs are each other's gradients. The floor of each is one read of every
+which are one another's gradients (``autograd`` offers them as such). The floor of each is one read of every
 ``[d]`` row that a slot names and one write of the result.
 
 Every function runs compiled for float32 on a CPU and on CUDA (Triton), and as ``*_reference``, by
@@ -32,6 +32,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from mechlab_kernels.csr import build_csr
+from mechlab_kernels.dispatch import on_cpu, on_cuda
 from mechlab_kernels.threads import torch_threads
 
 
@@ -48,11 +49,15 @@ def decode(
     """
     _check_codes(values, indices, len(decoder))
     out = _result(out, (len(values), decoder.shape[1]), values, decoder)
-    if _compiled(values, decoder, out):
+    if on_cpu(values, decoder, out):
         arrays = _arrays(values, indices, decoder)
         with torch_threads():
             _decode(*arrays, out.numpy())
         return out
+    if on_cuda(values, decoder, out) and out.is_contiguous():
+        from mechlab_kernels import triton_sparse
+
+        return triton_sparse.decode(values.contiguous(), indices.contiguous(), decoder.contiguous(), out)
     return out.copy_(decode_reference(values, indices, decoder))
 
 
@@ -83,11 +88,15 @@ def gathered_dots(
         raise ValueError(f"rows, indices and weight do not fit together: {shapes}")
     _check_indices(indices, len(weight))
     out = _result(out, tuple(indices.shape), a, weight)
-    if _compiled(a, weight, out):
+    if on_cpu(a, weight, out):
         arrays = _arrays(a, indices, weight)
         with torch_threads():
             _gathered_dots(*arrays, out.numpy())
         return out
+    if on_cuda(a, weight, out) and out.is_contiguous():
+        from mechlab_kernels import triton_sparse
+
+        return triton_sparse.gathered_dots(a.contiguous(), indices.contiguous(), weight.contiguous(), out)
     return out.copy_(gathered_dots_reference(a, indices, weight))
 
 
@@ -118,7 +127,7 @@ def accumulate(
     if rows.ndim != 2 or len(rows) != len(values):
         raise ValueError(f"{tuple(values.shape)} codes do not fit {tuple(rows.shape)} rows")
     out = _result(out, (n_latents, rows.shape[1]), values, rows)
-    if _compiled(values, rows, out):
+    if on_cpu(values, rows, out):
         value_array, index_array, row_array = _arrays(values, indices, rows)
         indptr, row, value = build_csr(value_array, index_array, n_latents)
         with torch_threads() as threads:
@@ -128,6 +137,10 @@ def accumulate(
             parts[-1] = n_latents
             _accumulate(indptr, row, value, row_array, out.numpy(), parts)
         return out
+    if on_cuda(values, rows, out) and out.is_contiguous():
+        from mechlab_kernels import triton_sparse
+
+        return triton_sparse.accumulate(values.contiguous(), indices, rows.contiguous(), out)
     return out.copy_(accumulate_reference(values, indices, rows, n_latents))
 
 
@@ -151,11 +164,14 @@ def column_sums(
 ) -> Float[Tensor, "latent"]:
     """Sum of each latent's values over all rows. Errors as for ``decode``."""
     _check_codes(values, indices, n_latents)
-    if _compiled(values):
+    if on_cpu(values):
         out = torch.empty(n_latents, dtype=torch.float32)
         value_array, index_array = (part.numpy() for part in (values.detach(), indices))
         _column_sums(value_array, index_array, np.zeros(n_latents), out.numpy())
         return out
+    if on_cuda(values):
+        ones = values.new_ones((len(values), 1))
+        return accumulate(values, indices, ones, n_latents)[:, 0]
     return column_sums_reference(values, indices, n_latents)
 
 
@@ -196,10 +212,6 @@ def _result(out: Tensor | None, shape: tuple[int, ...], *inputs: Tensor) -> Tens
     if tuple(out.shape) != shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the result {shape}")
     return out
-
-
-def _compiled(*tensors: Tensor) -> bool:
-    return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
 
 
 def _arrays(dense: Tensor, indices: Tensor, other: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ import torch
 def torch_threads() -> Iterator[int]:
     """Within, numba's parallel loops run on ``torch.get_num_threads()`` threads; yields their number.
 
-    Threads that fork after such a loop must not run one in the child where numba uses GNU OpenMP.
+    After such a loop a forked child must not run one: GNU OpenMP ends it.
     """
     before = numba.get_num_threads()
     count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
