@@ -178,10 +178,13 @@ class Sae(nn.Module):
 
     @torch.no_grad()
     def initialise(self, b_dec: Float[Tensor, "d_out"], generator: torch.Generator) -> None:
-        """Random decoder rows (norm 1, or 0.1 when free), the encoder as their transpose."""
+        """Random decoder rows of norm 1, the encoder as their transpose.
+
+        Free rows too: started at 0.1, as some have it, a penalty makes them vanish early on.
+        """
         rows = torch.randn(self.d_sae, self.d_out, generator=generator)
         rows = rows / rows.norm(dim=-1, keepdim=True)
-        self.W_dec.copy_(rows if self.unit else rows * 0.1)
+        self.W_dec.copy_(rows)
         if self.W_enc is not None and self.d_in == self.d_out:
             self.W_enc.copy_(rows.T)
         elif self.W_enc is not None:
