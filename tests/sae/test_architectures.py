@@ -32,17 +32,17 @@ TRAINED = {
     "relu": {"sparsity": 1.0},
     "relu tied": {"sparsity": 1.0, "tied": True},
     "relu free": {"decoder": "free", "sparsity": 1.0},
-    "relu annealed": {"target_l0": 3.0, "p_end": 0.3, "tokens": 600_000},
+    "relu annealed": {"target_l0": 3.0, "p_end": 0.3, "tokens": 400_000},
     "gated": {"target_l0": 3.0},
-    "jumprelu": {"target_l0": 3.0, "sparsity": 0.5, "tokens": 600_000},
+    "jumprelu": {"target_l0": 3.0, "sparsity": 0.5, "tokens": 400_000},
     "jumprelu quadratic": {"target_l0": 3.0, "penalty": "quadratic"},
-    "jumprelu tanh": {"target_l0": 3.0, "penalty": "tanh", "sparsity": 0.5, "tokens": 600_000},
+    "jumprelu tanh": {"target_l0": 3.0, "penalty": "tanh", "sparsity": 0.5, "tokens": 400_000},
 }
 
 
 def planted_run(arch: str, **settings: object) -> tuple[Trained, torch.Tensor, float]:
     x, directions = planted(d_in=24, features=32, active=3)
-    common = {"site": "a", "d_sae": 32, "tokens": 300_000, "batch_size": 512, "lr": 5e-3}
+    common = {"site": "a", "d_sae": 32, "tokens": 180_000, "batch_size": 512, "lr": 8e-3}
     config = architecture(arch).Config.model_validate({**common, **settings})
     made = train(tables({"a": x}), [config])[0]
     y = made.sae(x[:4000])
