@@ -16,12 +16,12 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from mechlab_kernels.autograd import selected_pre_activations, sparse_decode
 from torch import Tensor, nn
 
 from mechlab.errors import MechlabError
 from mechlab.sae.codes import Codes
 from mechlab.sae.config import TrainConfig
+from mechlab_kernels.autograd import selected_pre_activations, sparse_decode
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from mechlab_kernels.adam import adam_, squared_norm
 from torch import Tensor, nn
 
 from mechlab.sae.base import Sae
+from mechlab_kernels.adam import adam_, squared_norm
 
 
 class Adam:

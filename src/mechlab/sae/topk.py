@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Literal
 
 from jaxtyping import Float
-from mechlab_kernels.autograd import topk_pre_activations
 from pydantic import model_validator
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from mechlab.sae.base import Sae, Step, StepLoss
 from mechlab.sae.codes import Codes
 from mechlab.sae.config import TrainConfig
 from mechlab.sae.dead import auxk_loss
+from mechlab_kernels.autograd import topk_pre_activations
 from mechlab_kernels.encode import encode_topk
 
 
