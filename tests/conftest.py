@@ -12,6 +12,7 @@ from tiny import WORDS, save_tiny_model
 # Before torch is imported: workers that each spin two threads on two cores slow one another
 # down several times over. Child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 
