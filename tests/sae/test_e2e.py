@@ -194,8 +194,8 @@ def test_finetuning_a_dictionary_of_fable_brings_the_predictions_nearer(tmp_path
 
 def test_a_transcoder_is_trained_end_to_end(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
     config = TopKConfig(
-        site="blocks.1.mlp.hook_in", target="blocks.1.hook_mlp_out", d_sae=32, k=4, tokens=20_000, batch_size=256,
-        lr=1e-2,
+        site="blocks.1.mlp.hook_in", target="blocks.1.hook_mlp_out", d_sae=32, k=4, tokens=20_000,
+        batch_size=256, lr=1e-2,
     )  # fmt: skip
     made = train_e2e(subject, corpus, tmp_path / "t", config, n_ctx=16, objective="kl+mse")
     rows = made.artifact.file("metrics.jsonl").read_text().splitlines()
@@ -210,7 +210,7 @@ def test_refusals(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(MechlabError, match="end-to-end training replaces one site: "):
         several = TopKConfig(**{**CONFIG.model_dump(), "site": f"{SITE},blocks.1.hook_resid_post"})
         train_e2e(subject, corpus, tmp_path / "a", several, n_ctx=16)
-    with pytest.raises(MechlabError, match="site cannot be replaced: blocks.0.attn.hook_pattern"):
+    with pytest.raises(MechlabError, match=r"site cannot be replaced: blocks.0.attn.hook_pattern"):
         ContextFeed(subject, corpus, ["blocks.0.attn.hook_pattern"])
     with pytest.raises(MechlabError, match="context length does not fit: 99"):
         ContextFeed(subject, corpus, [SITE], n_ctx=99)

@@ -172,13 +172,13 @@ def test_refusals(
     cut = harvest(models[1], corpus, SITE, tmp_path / "c", tokens=6000, n_ctx=12)
     with pytest.raises(MechlabError, match="stores differ in their"):
         pairs(stores[0], cut)
-    with pytest.raises(MechlabError, match="site does not say of which model: blocks.0"):
+    with pytest.raises(MechlabError, match=r"site does not say of which model: blocks.0"):
         pair.opener([SITE])
     with pytest.raises(MechlabError, match="store does not hold the site: hook_embed"):
         pair.opener(["A:hook_embed"])
     with pytest.raises(MechlabError, match="activations lack the site: A:hook_embed"):
         train_sae(pair, tmp_path / "d", TopKConfig(site="A:hook_embed", d_sae=8, k=2))
-    with pytest.raises(MechlabError, match="models have different tokens: .*fable"):
+    with pytest.raises(MechlabError, match=r"models have different tokens: .*fable"):
         live_pairs(models[0], load_model("fable"), corpus, BOTH)
     with pytest.raises(MechlabError, match="has no site"):
         live_pairs(*models, corpus, "A:blocks.7.hook_resid_post,B:hook_embed")

@@ -227,8 +227,8 @@ def test_a_latent_that_writes_to_several_layers_has_the_gradient_of_all(tiny_mod
             both = at.sae.W_dec[latent]
             with (
                 splicing(subject, at, error=False),
-                editing(subject, LAYERS_OUT[0], lambda y, d=delta: y + d * both[:16]),
-                editing(subject, LAYERS_OUT[1], lambda y, d=delta: y + d * both[16:]),
+                editing(subject, LAYERS_OUT[0], lambda y, d=delta * both[:16]: y + d),
+                editing(subject, LAYERS_OUT[1], lambda y, d=delta * both[16:]: y + d),
             ):
                 values.append(float(metric(subject, tokens)))
     slope = (values[0] - values[1]) / (2 * h)
@@ -384,14 +384,14 @@ def test_refusals(tiny: Subject) -> None:
     ):
         with pytest.raises(MechlabError, match=said), splicing(tiny, at, **options):
             pass
-    with pytest.raises(MechlabError, match="has no site: blocks.9"):
+    with pytest.raises(MechlabError, match=r"has no site: blocks.9"):
         with splicing(tiny, At(at.sae, ("blocks.9.hook_resid_post",), ("blocks.9.hook_resid_post",))):
             pass
     wide = At(at.sae, ("blocks.0.mlp.hook_post",), ("blocks.0.mlp.hook_post",))
     with pytest.raises(MechlabError, match=r"another size than blocks.0.mlp.hook_post: 16 \(the site has 64"):
         with splicing(tiny, wide):
             pass
-    with pytest.raises(MechlabError, match="bridge has no hook: blocks.9"):
+    with pytest.raises(MechlabError, match=r"bridge has no hook: blocks.9"):
         with splicing(tiny.bridge(), At(at.sae, ("blocks.9.x",), ("blocks.9.x",))):
             pass
     sites = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
