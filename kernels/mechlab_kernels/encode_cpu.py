@@ -79,7 +79,7 @@ def above(
                     more = max(wanted, min(2 * values.shape[1], len(encoder))) - values.shape[1]
                     values = np.pad(values, ((0, 0), (0, more)))
                     indices = np.pad(indices, ((0, 0), (0, more)))
-                _place_above(block.numpy(), *rest, first, found, counts[rows], values[rows], indices[rows])
+                _place_above(block.numpy(), *rest, first, counts[rows], values[rows], indices[rows])
     width = max(1, int(counts.max(initial=0)))
     return torch.from_numpy(values[:, :width].copy()), torch.from_numpy(indices[:, :width].copy())
 
@@ -157,27 +157,37 @@ def _finish(keys, counts, absolute, values, indices):
                 values[r, j], indices[r, j] = np.nan, j
 
 
+@njit(cache=True, nogil=True)
+@no_type_check
+def _number_above(block, bias, threshold):
+    count = np.int32(0)
+    for j in range(len(block)):
+        count += np.int32(not (block[j] + bias[j] <= threshold[j]))
+    return count
+
+
 @njit(cache=True, nogil=True, parallel=True)
 @no_type_check
 def _count_above(block, bias, threshold):
     counts = np.empty(block.shape[0], np.int64)
     for r in prange(block.shape[0]):
-        count, row = np.int32(0), block[r]
-        for j in range(len(row)):
-            count += np.int32(not (row[j] + bias[j] <= threshold[j]))
-        counts[r] = count
+        counts[r] = _number_above(block[r], bias, threshold)
     return counts
 
 
 @njit(cache=True, nogil=True, parallel=True)
 @no_type_check
-def _place_above(block, bias, threshold, first, found, counts, values, indices):
+def _place_above(block, bias, threshold, first, counts, values, indices):
     for r in prange(block.shape[0]):
-        if found[r]:
-            at = counts[r]
-            for j in range(block.shape[1]):
-                value = block[r, j] + bias[j]
-                if not (value <= threshold[j]):
-                    values[r, at], indices[r, at] = value, first + j
+        at = counts[r]
+        for start in range(0, block.shape[1], CHUNK):
+            chunk, shift = block[r, start : start + CHUNK], bias[start : start + CHUNK]
+            limit = threshold[start : start + CHUNK]
+            if _number_above(chunk, shift, limit) == 0:
+                continue
+            for j in range(len(chunk)):
+                value = chunk[j] + shift[j]
+                if not (value <= limit[j]):
+                    values[r, at], indices[r, at] = value, first + start + j
                     at += 1
-            counts[r] = at
+        counts[r] = at

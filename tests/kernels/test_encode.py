@@ -68,7 +68,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("search", SEARCHES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_topk_equals_the_definition(shape, absolute, search, seed) -> None:
     rows, d, latents, k = shape
     x, encoder, bias = weights(seed, rows, d, latents)
@@ -104,7 +104,9 @@ def test_zero_rows_leave_the_bias(search, sign) -> None:
 
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("search", SEARCHES)
-@pytest.mark.parametrize("case", ["negative", "outliers", "large", "tiny", "common", "unlike", "subnormal"])
+@pytest.mark.parametrize(
+    "case", ["negative", "opposite", "outliers", "large", "tiny", "common", "unlike", "subnormal"]
+)
 def test_hard_inputs(absolute, search, case) -> None:
     x, encoder, bias = weights(1, 130, 96, 1400)
     match case:
