@@ -75,7 +75,7 @@ def test_the_architecture_decides_the_flags(
     assert run("sae", "train", "--arch", "relu", "--help") == 0
     shown = capsys.readouterr().out
     assert "--target-l0" in shown
-    assert "--k " not in shown
+    assert "--k INT" not in shown
     words = arguments(tiny_model, tiny_corpus, tmp_path / "r")
     line = refused(capsys, *words, "--arch=relu")
     assert "unknown option: --k" in line

@@ -37,7 +37,7 @@ SHARED = {"site": SITES, "d_sae": 32, "lr": 1e-2, "tokens": 80_000, "batch_size"
 
 @pytest.mark.parametrize(
     "config",
-    [BatchTopKConfig(**SHARED, k=2, dead_after=3000), ReluConfig(**SHARED, sparsity=0.1, decoder="free")],
+    [BatchTopKConfig(**SHARED, k=2, dead_after=3000), ReluConfig(**SHARED, sparsity=0.5, decoder="free")],
     ids=lambda config: config.arch,
 )
 def test_shared_and_exclusive_features_are_recovered(config: TrainConfig) -> None:

@@ -206,7 +206,7 @@ def test_a_transcoder_is_trained_end_to_end(subject: Subject, corpus: Corpus, tm
 
 def test_refusals(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(MechlabError, match="unknown objective: k1"):
-        end_to_end(subject, "k1")  # type: ignore[arg-type]
+        end_to_end(subject, "k1")
     with pytest.raises(MechlabError, match="end-to-end training replaces one site: "):
         several = TopKConfig(**{**CONFIG.model_dump(), "site": f"{SITE},blocks.1.hook_resid_post"})
         train_e2e(subject, corpus, tmp_path / "a", several, n_ctx=16)

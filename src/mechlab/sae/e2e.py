@@ -41,7 +41,7 @@ Objective = Literal["kl", "kl+mse"]
 _OBJECTIVES = ("kl", "kl+mse")
 
 
-def end_to_end(subject: Subject, objective: Objective = "kl") -> Loss:
+def end_to_end(subject: Subject, objective: str = "kl") -> Loss:
     """The loss of end-to-end training, for ``train``; see the module docstring.
 
     It takes batches of a ``ContextFeed``, and raises MechlabError for others, for dictionaries

@@ -121,7 +121,17 @@ class Trainee:
         if self.sae.unit and len(self.sae.out_sizes) > 1:
             # Sites of different scales do not come back to norm 1 by themselves.
             inverse.scale_codes(float(inverse.W_dec.norm(dim=1).mean()))
-        self.sae.load_state_dict(inverse.state_dict())
+        given, names = inverse.state_dict(), {name for name, _ in self.sae.named_parameters()}
+        lacking = {n for n, p in self.sae.named_parameters() if n not in given or given[n].shape != p.shape}
+        if lacking:
+            raise MechlabError(
+                f"training {self.config.arch} cannot start from this dictionary",
+                f"{', '.join(sorted(lacking))} missing or of another shape",
+                "start from one of the same architecture and size",
+            )
+        # What only training needs (running thresholds) is not in a finished dictionary.
+        state = self.sae.state_dict()
+        self.sae.load_state_dict({**state, **{name: given[name] for name in names}})
 
     def finished(self) -> Sae:
         """The dictionary in the activations' own units, in the form to be used. Call it once, at the end."""
@@ -138,7 +148,7 @@ class Trainee:
 
     def facts(self) -> dict[str, Any]:
         """The plain values beside ``tensors``."""
-        return {"controller": self.controller.factor, "density": self._density}
+        return {"controller": [self.controller.held, self.controller.push], "density": self._density}
 
     def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Go on from a saved state."""
@@ -147,7 +157,7 @@ class Trainee:
             for name, value in moments.items():
                 value.copy_(tensors[f"{kind}.{name}"])
         self.since_fired.copy_(tensors["since_fired"])
-        self.controller.factor, self._density = facts["controller"], facts["density"]
+        (self.controller.held, self.controller.push), self._density = facts["controller"], facts["density"]
 
     @torch.no_grad()
     def _resample(self, number: int, batch: Batch) -> None:

@@ -64,10 +64,11 @@ def concept_rows(
     for document in fable.documents(split, seed=seed, count=documents, start=start):
         ids = subject.tokens(document.text)
         skip = 0 if subject.bos is None else 1
-        if len(ids) - skip != len(document.tokens):
+        said = subject.tokenizer.convert_ids_to_tokens(ids[skip:].tolist())
+        if tuple(said) != document.tokens:
             raise MechlabError(
-                "tokenizer splits Fable's words, so labels do not align",
-                f"{len(ids) - skip} tokens for {len(document.tokens)} words",
+                "tokenizer does not take Fable's words as they are, so labels do not align",
+                subject.name,
                 "use the bundled model fable",
             )
         for name, value in read_sites(subject, ids[None], names).items():
