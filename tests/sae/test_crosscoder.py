@@ -54,8 +54,11 @@ def test_shared_and_exclusive_features_are_recovered(config: TrainConfig) -> Non
     best, latent = cosine.max(1)
     assert best.mean() > 0.95
     of_b = shares[latent, 1]
-    assert of_b[8:12].max() < 0.2
-    assert of_b[12:].min() > 0.8
+    # An L1 penalty leaves some of a latent at the wrong site (Minder et al. 2025, arXiv 2504.02922).
+    assert of_b[8:12].mean() < 0.15
+    assert of_b[8:12].max() < 0.3
+    assert of_b[12:].mean() > 0.85
+    assert of_b[12:].min() > 0.7
     assert 0.25 < of_b[:8].min() < of_b[:8].max() < 0.8
 
 
