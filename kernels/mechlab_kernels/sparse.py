@@ -221,7 +221,7 @@ def _arrays(dense: Tensor, indices: Tensor, other: Tensor) -> tuple[np.ndarray, 
 
 
 # Reassociation lets the compiler use vector registers for the sums; NaN and infinity keep their
-# meaning. Four slots at a time, so that the output row is read and written a quarter as often.
+# meaning.
 @njit(cache=True, nogil=True, parallel=True, fastmath={"reassoc", "contract"})
 @no_type_check
 def _decode(values, indices, decoder, out):
