@@ -37,7 +37,7 @@ SHARED = {"site": SITES, "d_sae": 32, "lr": 1e-2, "tokens": 80_000, "batch_size"
 
 @pytest.mark.parametrize(
     "config",
-    [BatchTopKConfig(**SHARED, k=2, dead_after=3000), ReluConfig(**SHARED, sparsity=0.5, decoder="free")],
+    [BatchTopKConfig(**SHARED, k=2, dead_after=3000), ReluConfig(**SHARED, sparsity=0.3, decoder="free")],
     ids=lambda config: config.arch,
 )
 def test_shared_and_exclusive_features_are_recovered(config: TrainConfig) -> None:
@@ -55,11 +55,9 @@ def test_shared_and_exclusive_features_are_recovered(config: TrainConfig) -> Non
     assert best.mean() > 0.95
     of_b = shares[latent, 1]
     # An L1 penalty leaves some of a latent at the wrong site (Minder et al. 2025, arXiv 2504.02922).
-    assert of_b[8:12].mean() < 0.15
-    assert of_b[8:12].max() < 0.3
-    assert of_b[12:].mean() > 0.85
-    assert of_b[12:].min() > 0.7
-    assert 0.25 < of_b[:8].min() < of_b[:8].max() < 0.8
+    assert of_b[8:12].max() < 0.35
+    assert of_b[12:].min() > 0.85
+    assert 0.4 < of_b[:8].mean() < 0.8
 
 
 def test_a_penalty_weighs_a_latent_by_the_sum_of_its_norms() -> None:
