@@ -36,9 +36,14 @@ if TYPE_CHECKING:
     from mechlab.models.subject import load_model as load_model
     from mechlab.pipeline.config import RunConfig as RunConfig
     from mechlab.pipeline.job import run as run
+    from mechlab.sae.assess import assess as assess
+    from mechlab.sae.convert import convert as convert
     from mechlab.sae.dictionary import load_sae as load_sae
     from mechlab.sae.dictionary import train_sae as train_sae
+    from mechlab.sae.dictionary import train_saes as train_saes
+    from mechlab.sae.e2e import finetune as finetune
     from mechlab.sae.evaluate import evaluate as evaluate
+    from mechlab.sae.splice import splicing as splicing
     from mechlab.scores import Score as Score
 
 _HOMES = {
@@ -48,10 +53,13 @@ _HOMES = {
     "Selection": "activations.selection",
     "Subject": "models.subject",
     "add": "interventions.edits",
+    "assess": "sae.assess",
     "clamp": "interventions.edits",
+    "convert": "sae.convert",
     "editing": "interventions.edit",
     "evaluate": "sae.evaluate",
     "explain_features": "features.explain",
+    "finetune": "sae.e2e",
     "find_circuit": "circuits.find",
     "generation": "activations.generate",
     "harvest": "activations.harvest",
@@ -69,9 +77,11 @@ _HOMES = {
     "score_explanations": "features.detection",
     "shuffled": "activations.batches",
     "splice": "interventions.edits",
+    "splicing": "sae.splice",
     "strength_for_kl": "interventions.strength",
     "swap": "interventions.edits",
     "train_sae": "sae.dictionary",
+    "train_saes": "sae.dictionary",
 }
 __all__ = sorted([*_HOMES, "activations"])
 

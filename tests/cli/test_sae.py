@@ -97,6 +97,26 @@ def test_several_on_one_pass(
     assert one == other
 
 
+def test_fine_tuning_inside_the_model(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments(tiny_model, tiny_corpus, tmp_path / "first")) == 0
+    more = ["--start", str(tmp_path / "first"), "--n-ctx", "32", "--json"]
+    for objective in ("kl+mse", "mse"):
+        words = arguments(tiny_model, tiny_corpus, tmp_path / objective, "--objective", objective, *more)
+        words[words.index("--tokens") + 1] = "2000"
+        assert run(*words) == 0
+        said = json.loads(capsys.readouterr().out.splitlines()[-1])
+        first = json.loads((tmp_path / "first" / "metrics.jsonl").read_text().splitlines()[0])
+        start = json.loads((tmp_path / objective / "metrics.jsonl").read_text().splitlines()[0])
+        assert start["fve"] > first["fve"] + 0.1  # it begins where the first training ended
+        assert ("kl" in said) == (objective == "kl+mse")
+    words = arguments(tiny_model, tiny_corpus, tmp_path / "no", "--objective", "kl", "--several", "x.yaml")
+    (tmp_path / "x.yaml").write_text("a: {k: 2}")
+    words[words.index("x.yaml")] = str(tmp_path / "x.yaml")
+    assert "leave out --several" in refused(capsys, *words)
+
+
 def test_tensorboard_is_asked_for_by_name(
     tiny_model: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

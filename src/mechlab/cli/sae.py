@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mechlab.cli.outcome import Outcome
 from mechlab.cli.parse import parse, read_yaml
@@ -58,6 +58,10 @@ class SaeTrainConfig(Settings):
     """Revision of a hub model."""
     trust_remote_code: bool = False
     """Allow a hub model to run its own code."""
+    objective: Literal["mse", "kl", "kl+mse"] = "mse"
+    """mse: squared error; kl, kl+mse: end to end, by what the spliced model predicts (needs the model)."""
+    start: Path | None = None
+    """Fine-tune this dictionary, of the same architecture, sites and size, instead of starting anew."""
     wandb: str | None = None
     """Also log to this Weights & Biases project."""
     tensorboard: Path | None = None
@@ -78,7 +82,7 @@ def train(words: list[str], program: str) -> Outcome:
     own = {name: getattr(config, name) for name in kind.model_fields}
 
     from mechlab.models.subject import load_model
-    from mechlab.sae.dictionary import train_saes
+    from mechlab.sae.dictionary import load_sae, train_saes
 
     layers = None
     subject = None
@@ -92,26 +96,55 @@ def train(words: list[str], program: str) -> Outcome:
     if layers is not None:
         middle = f"blocks.{layers // 2}.hook_resid_post"
         configs = {out: one if one.site else changed(one, {"site": middle}) for out, one in configs.items()}
-    source = _source(config, subject, configs)
-    configs = {
-        out: one if one.site else changed(one, {"site": source.sites[0]}) for out, one in configs.items()
-    }
-    names = [out.name for out in configs]
     started = time.perf_counter()
     with Reporter() as reporter, contextlib.ExitStack() as stack:
-        made = train_saes(
-            source,
-            configs,
-            seed=config.seed,
-            device=_device(config.device),
-            overwrite=config.overwrite,
-            log=_loggers(config, names, stack),
-            progress=lambda done, total, figures: reporter("train", done, total, figures),
-        )
+        shown: dict[str, Any] = {
+            "seed": config.seed,
+            "overwrite": config.overwrite,
+            "log": _loggers(config, [out.name for out in configs], stack),
+            "progress": lambda done, total, figures: reporter("train", done, total, figures),
+        }
+        if config.objective != "mse":
+            made = [_end_to_end(config, subject, configs, shown)]
+        else:
+            source = _source(config, subject, configs)
+            sites = source.sites
+            configs = {
+                out: one if one.site else changed(one, {"site": sites[0]}) for out, one in configs.items()
+            }
+            begin = None if config.start is None else load_sae(config.start)
+            extra = {} if begin is None else {"start": begin.artifact.manifest.fingerprint}
+            made = train_saes(
+                source, configs, start=None if begin is None else [begin.sae] * len(configs), extra=extra,
+                device=_device(config.device), **shown,
+            )  # fmt: skip
     seconds = time.perf_counter() - started
     results = [_summary(each) for each in made]
     payload = results[0] if config.several is None else {"dictionaries": results}
     return Outcome({**payload, "seconds": round(seconds, 2)}, "\n".join(map(_line, results)))
+
+
+def _end_to_end(
+    config: Any, subject: Any, configs: dict[Path, TrainConfig], shown: dict[str, Any]
+) -> Dictionary:
+    from mechlab.data.corpus import open_corpus
+    from mechlab.sae.dictionary import load_sae
+    from mechlab.sae.e2e import train_e2e
+
+    if subject is None or config.several is not None:
+        given = "store" if subject is None else "several"
+        raise MechlabError(
+            f"objective {config.objective} trains one dictionary inside its model",
+            f"--{given} {getattr(config, given)}",
+            f"leave out --{given}",
+        )
+    ((out, one),) = configs.items()
+    corpus = open_corpus(config.data, column=config.column, skip_corrupt=config.skip_corrupt)
+    begin = None if config.start is None else load_sae(config.start)
+    return train_e2e(
+        subject, corpus, out, one, objective=config.objective, start=begin, split=config.split,
+        n_ctx=config.n_ctx, **shown,
+    )  # fmt: skip
 
 
 def _configs(config: Any, kind: type[TrainConfig], own: dict[str, Any]) -> dict[Path, TrainConfig]:
