@@ -52,7 +52,7 @@ def test_shared_and_exclusive_features_are_recovered(config: TrainConfig) -> Non
     truth, made = truth / scale, trained.sae.W_dec / scale
     cosine = (truth / truth.norm(dim=1, keepdim=True)) @ (made / made.norm(dim=1, keepdim=True)).T
     best, latent = cosine.max(1)
-    assert best.mean() > 0.95
+    assert best.mean() > 0.92
     of_b = shares[latent, 1]
     # An L1 penalty leaves some of a latent at the wrong site (Minder et al. 2025, arXiv 2504.02922).
     assert of_b[8:12].max() < 0.35

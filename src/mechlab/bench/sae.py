@@ -36,6 +36,7 @@ from mechlab_kernels.encode import low_precision_supported
 PRODUCT = "bare encoder product"
 _SITE = "x"
 _LR = 3e-4
+_CLIP = TopKConfig().clip
 _BATCHES = 4
 _HELD_OUT = 4096
 # Variant → (peer, its options). SAELens is measured as it comes and in its two faster settings.
@@ -191,7 +192,7 @@ class ReferenceStep:
         with torch.no_grad():
             assert decoder.grad is not None
             decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
-            torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
+            torch.nn.utils.clip_grad_norm_(self._weights, _CLIP)
             self._adam.step()
             decoder /= decoder.norm(dim=1, keepdim=True)
         self._number += 1
@@ -235,6 +236,7 @@ def compare_steps(
     device: torch.device,
     peers: Sequence[str] = tuple(PEERS),
     peer_folder: Path = Path(".peers"),
+    stage: str = "steps",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Time our steps, the floor and the peers' steps in interleaved rounds.
@@ -268,7 +270,7 @@ def compare_steps(
                 **options,
             )
             variants[label] = Variant(_peer_step(peer, label, own_peaks))
-        rounds = interleaved(variants, repeats=repeats, device=device, stage="steps", progress=progress)
+        rounds = interleaved(variants, repeats=repeats, device=device, stage=stage, progress=progress)
     return {
         "shape": vars(shape),
         "dead_share": dead_share,
@@ -360,6 +362,7 @@ def growth(
             dead_share=0.0,
             device=device,
             peers=(),
+            stage=f"F = {width:,}",
             progress=progress,
         )["variants"]
         found[width] = {name: figures["seconds"] for name, figures in part.items()}

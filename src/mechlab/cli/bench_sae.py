@@ -111,7 +111,7 @@ def _measure(config: SaeConfig, work: Path, progress: Reporter) -> dict[str, Any
     payload["steps"] = [
         compare_steps(
             shape, work / str(dead), repeats=config.repeats, dead_share=dead, device=device, peers=peers,
-            peer_folder=config.peer_folder, progress=progress,
+            peer_folder=config.peer_folder, stage=f"steps, {dead:.0%} dead", progress=progress,
         )
         for dead in (0.0, _DEAD)
     ]  # fmt: skip

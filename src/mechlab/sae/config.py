@@ -36,8 +36,10 @@ class TrainConfig(Settings):
     """Share of the steps over which the rate falls to zero, at the end."""
     sparsity_warmup: float = 0.1
     """Share of the steps over which the sparsity penalty rises from zero (or k falls from k_start)."""
-    clip: float = 1.0
-    """Largest norm of the gradient of all weights together; more is scaled down."""
+    clip: float = 1e-3
+    """Largest norm of the gradient of all weights together; more is scaled down. The default is nearly
+    always reached, which makes steps count alike: otherwise Adam's memory of the first, large
+    gradients holds back the next thousand steps."""
     dead_after: int = 100_000
     """A latent is dead when it has not fired for this many rows."""
     decoder: Literal["unit", "free"] = "unit"
