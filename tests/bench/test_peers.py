@@ -180,6 +180,12 @@ def test_unknown_names_are_told_before_anything_is_built(tmp_path: Path) -> None
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MechlabError, match=r"folder of peers cannot be made: .*file"):
+        setup_peers(["sparsify"], tmp_path / "file")
+
+
 def test_our_own_environment_is_not_built_anew(tmp_path: Path) -> None:
     outcome = setup(["--names", "sae-lens", "--folder", str(tmp_path / "new")], "mechlab bench setup-peers")
     assert outcome.payload["peers"]["sae-lens"]["sae-lens"].startswith("6.")

@@ -80,6 +80,8 @@ def test_group_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--device", "cuda:99"], "device is not there: cuda:99 (use --device cpu)"),
         (["run", "--model", "/no/such/model"], "model directory does not exist: /no/such/model"),
         (["run", "--config", "/no/such/file.yaml"], "config file cannot be read: /no/such/file.yaml"),
+        (["sae", "eval", "--seed", "-1"], "seed is out of range: -1 (between 0 and 4294967295)"),
+        (["sae", "compare", "--seed", "4294967296"], "seed is out of range: 4294967296"),
     ],
 )
 def test_mistakes_before_any_work(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

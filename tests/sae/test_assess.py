@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from mechlab.activations.harvest import harvest
+from mechlab.activations.live import live
 from mechlab.data.corpus import open_corpus
 from mechlab.errors import MechlabError
 from mechlab.models.subject import load_model
 from mechlab.sae.assess import METRICS, _most_crossed, assess
-from mechlab.sae.dictionary import train_sae
+from mechlab.sae.dictionary import Dictionary, train_sae
+from mechlab.sae.formats.wrapped import Normalised
 from mechlab.sae.topk import TopKConfig
 
 SITE = "blocks.2.hook_resid_post"
@@ -54,3 +57,26 @@ def test_refusals(tmp_path: Path, tiny_model: Path, tiny_corpus: Path) -> None:
         assess(subject, dictionary, corpus, metrics=["modell"])
     with pytest.raises(MechlabError, match="Fable's words"):
         assess(subject, dictionary, corpus, metrics=["probing"])
+
+    # Before anything is computed: the model group would take long.
+    def early(dictionary: Dictionary, metric: str, message: str) -> None:
+        with pytest.raises(MechlabError, match=message):
+            assess(
+                subject, dictionary, corpus, metrics=["model", metric],
+                progress=lambda *_: pytest.fail("something was computed"),
+            )  # fmt: skip
+
+    reads_two = replace(dictionary, inputs=(site, "blocks.1.hook_resid_post"))
+    early(reads_two, "removal", "metric removal needs a dictionary that reconstructs one site")
+    normal = replace(dictionary, sae=Normalised(dictionary.sae, "layer_norm"))
+    early(normal, "absorption", "metric absorption needs a dictionary of raw activations")
+    early(dictionary, "probing", "Fable's words")
+
+
+@pytest.mark.gpu
+def test_facts_are_swapped_where_the_model_is(tmp_path: Path) -> None:
+    subject, corpus = load_model("fable", device="cuda"), open_corpus("fable")
+    config = TopKConfig(site=SITE, d_sae=128, k=8, tokens=20_000)
+    dictionary = train_sae(live(subject, corpus, SITE), tmp_path / "sae", config)
+    found = assess(subject, dictionary, corpus, metrics=["ravel"], documents=20)
+    assert 0 <= found["ravel"]["whole"]["value"] <= 1

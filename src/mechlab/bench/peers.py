@@ -245,7 +245,10 @@ def _build(name: str, folder: Path) -> Path:
     """Install the pins into a new environment."""
     place, pins = folder / name, _STEPS / str(PEERS[name].pins)
     shutil.rmtree(place, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MechlabError("folder of peers cannot be made", folder, str(error.strerror)) from None
     _run(name, [sys.executable, "-m", "venv", str(place)])
     python = (place / "bin" / "python").absolute()
     install = [str(python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]

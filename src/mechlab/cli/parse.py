@@ -27,7 +27,8 @@ _COMMON = (
 def parse(kind: type[Config], words: Sequence[str], program: str) -> Config:
     """Parse the flags of ``kind``; ``--config FILE`` (YAML, same fields) sets their defaults.
 
-    Raises MechlabError for unknown flags or keys and for values of the wrong type.
+    Raises MechlabError for unknown flags or keys, for values of the wrong type and for
+    seeds out of range.
     """
     words = [
         part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])
@@ -46,7 +47,7 @@ def parse(kind: type[Config], words: Sequence[str], program: str) -> Config:
         os.environ["COLUMNS"] = "1000"
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            config = tyro.cli(
                 kind,
                 args=words,
                 prog=program,
@@ -54,6 +55,10 @@ def parse(kind: type[Config], words: Sequence[str], program: str) -> Config:
                 default=defaults,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
+        seed = getattr(config, "seed", 0)
+        if not 0 <= seed < 2**32:
+            raise MechlabError("seed is out of range", seed, "between 0 and 4294967295")
+        return config
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

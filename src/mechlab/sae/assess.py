@@ -8,6 +8,7 @@ and "ravel" (disentanglement of facts).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from mechlab.models.subject import Subject
 from mechlab.sae.codes import Codes, concatenate
 from mechlab.sae.dictionary import Dictionary
 from mechlab.sae.evaluate import evaluate
+from mechlab.sae.formats.wrapped import Fixed
 from mechlab.sae.metrics.absorption import absorption
 from mechlab.sae.metrics.geometry import cosine_histogram, largest_cosines
 from mechlab.sae.metrics.latents import best_latent_f1, board_reconstruction
@@ -56,15 +58,21 @@ def assess(
         documents: labelled documents for the metrics on concepts; half choose, half score.
         progress: called with (group, done, total).
 
-    Raises MechlabError for an unknown group, a dictionary of another model, and concepts asked of
-    a model that does not read Fable's words.
+    Raises MechlabError for an unknown group, a dictionary of another model or one that a group has
+    no meaning for, and concepts asked of a model that does not read Fable's words.
     """
     for name in metrics:
         if name not in METRICS:
             raise MechlabError("unknown metric", name, near(name, METRICS))
+        if name in _OF_ONE_SITE:
+            _refuse_without_directions(name, dictionary)
     say = progress or (lambda *_: None)
     dictionary.check(subject)
     found: dict[str, Any] = {}
+    wanted = [name for name in ON_CONCEPTS if name in metrics]
+    rows = None
+    if wanted:  # first, since it may be refused
+        rows = concept_rows(subject, list(dictionary.inputs), split=split, documents=documents)
     if "model" in metrics:
         found["model"] = evaluate(
             subject, dictionary, corpus, split=split, tokens=tokens, n_ctx=n_ctx, seed=seed,
@@ -76,24 +84,28 @@ def assess(
             "mean_largest_cosine": float(largest_cosines(dictionary.sae.W_dec).mean()),
             "cosine_histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
         }
-    wanted = [name for name in ON_CONCEPTS if name in metrics]
-    if not wanted:
+    if rows is None:
         return found
-    rows = concept_rows(subject, list(dictionary.inputs), split=split, documents=documents)
     x = torch.cat([rows.activations[site] for site in dictionary.inputs], dim=1)
     with torch.no_grad():
         codes = concatenate([dictionary.sae.encode(part) for part in torch.split(x, 8192)])
     for done, name in enumerate(wanted):
         say("concepts", done, len(wanted))
-        if name in _OF_ONE_SITE and (len(dictionary.inputs) > 1 or dictionary.inputs != dictionary.outputs):
-            raise MechlabError(
-                f"metric {name} needs a dictionary that reconstructs one site",
-                ", ".join((*dictionary.inputs, *dictionary.outputs)),
-                f"ask for {', '.join(n for n in METRICS if n not in _OF_ONE_SITE)}",
-            )
         found[name] = _MEASURES[name](subject, dictionary, codes, x, rows, seed)
     say("concepts", len(wanted), len(wanted))
     return found
+
+
+def _refuse_without_directions(metric: str, dictionary: Dictionary) -> None:
+    """MechlabError unless code times decoder row is what a latent adds to one site."""
+    several = len(dictionary.inputs) > 1 or dictionary.inputs != dictionary.outputs
+    if several or isinstance(dictionary.sae, Fixed):
+        wanted = "of raw activations" if isinstance(dictionary.sae, Fixed) else "that reconstructs one site"
+        raise MechlabError(
+            f"metric {metric} needs a dictionary {wanted}",
+            ", ".join(dict.fromkeys((*dictionary.inputs, *dictionary.outputs))),
+            f"ask for {','.join(name for name in METRICS if name not in _OF_ONE_SITE)}",
+        )
 
 
 def _probing(
@@ -156,7 +168,9 @@ def _removal(
 def _ravel(
     subject: Subject, dictionary: Dictionary, codes: Codes, x: Tensor, rows: ConceptRows, seed: int
 ) -> dict[str, Any]:
-    made = ravel(subject, dictionary.site, dictionary.sae, seed=seed)
+    # The other groups work where the rows are; this one inside the model.
+    sae = copy.deepcopy(dictionary.sae).to(subject.device)
+    made = ravel(subject, dictionary.site, sae, seed=seed)
     return {
         "cause": _by_number(made.cause),
         "isolation": _by_number(made.isolation),

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from mechlab import scores
 from mechlab.activations.capture import read_sites
+from mechlab.activations.harvest import check_context
 from mechlab.data.corpus import Corpus
 from mechlab.data.stream import contexts
 from mechlab.errors import MechlabError
@@ -93,7 +94,10 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Evaluation:
-        """The inverse of ``to_dict``."""
+        """The inverse of ``to_dict``; MechlabError when a figure is missing, as in older records."""
+        for field in fields(cls):
+            if field.name not in values:
+                raise MechlabError("evaluation lacks a figure", field.name, "evaluate again")
         return cls(**{**values, **{name: Score.from_dict(values[name]) for name in _SCORES}})
 
 
@@ -116,12 +120,19 @@ def evaluate(
         n_ctx: context length in tokens; the model's own by default.
         progress: called with (tokens so far, tokens wanted).
 
-    Raises MechlabError when the dictionary belongs to another model or the split is empty.
+    Raises MechlabError when the dictionary belongs to another model, the model predicts no next
+    tokens, contexts do not fit it, or the split is empty.
     """
     dictionary.check(subject)
+    if not subject.causal:
+        raise MechlabError(
+            "evaluation inside a model needs one that predicts the next token", subject.name,
+            "ask for the metrics on the decoder",
+        )  # fmt: skip
     # On a copy: the caller's dictionary stays on its own device.
     sae = copy.deepcopy(dictionary.sae).to(subject.device)
     n_ctx = subject.n_ctx if n_ctx is None else n_ctx
+    check_context(subject, n_ctx)
     batch = max(1, min(32, _LOGIT_BUDGET // (n_ctx * subject.module.config.vocab_size)))
     totals: dict[int, np.ndarray] = {}
     fired = torch.zeros(sae.d_sae, dtype=torch.long)
