@@ -8,7 +8,9 @@ from torch import Tensor
 
 from mechlab.sae.base import Sae, Step
 
-_AUX_ROWS = 1024
+_AUX_ROWS = 512
+# Share of the error's mean square that its variance is at least taken for.
+_LEAST_SPREAD = 0.1
 
 
 def auxk_loss(
@@ -28,7 +30,7 @@ def auxk_loss(
     bias; gradients reach encoder and decoder of dead latents, and nothing else. ``signed`` selects
     by absolute value and keeps the sign.
 
-    The mean over rows is estimated on about a thousand of the batch's: it only has to point dead
+    The mean over rows is estimated on some five hundred of the batch's: it only has to point dead
     latents the right way, and on all rows it would cost as much as half the encoder product when
     a tenth of the latents are dead.
     """
@@ -47,8 +49,14 @@ def auxk_loss(
         bar = size.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
         pre = torch.where(size >= bar, pre, 0)
     made = (pre if signed else pre.relu()) @ decoder
-    variance = (target - target.mean(0)).pow(2).sum(-1).mean()
-    return weight * (target - made).pow(2).sum(-1).mean() / variance.clamp_min(1e-12)
+    return weight * (target - made).pow(2).sum(-1).mean() / spread(target)
+
+
+def spread(error: Float[Tensor, "row d_out"]) -> Float[Tensor, ""]:
+    """What the AuxK loss is divided by: the error's variance, of few or equal rows their mean square."""
+    variance, square = (each.pow(2).sum(-1).mean() for each in (error - error.mean(0), error))
+    # One row has no variance; nearly equal ones (the same token) hardly any.
+    return torch.maximum(variance, _LEAST_SPREAD * square).clamp_min(1e-12)
 
 
 @torch.no_grad()
