@@ -19,8 +19,9 @@ from mechlab.errors import MechlabError
 from mechlab.interventions.edit import editing
 from mechlab.models.subject import Subject, load_model
 from mechlab.sae.codes import scatter
-from mechlab.sae.dictionary import Dictionary, encode_store, load_sae, train_sae
+from mechlab.sae.dictionary import Dictionary, encode_store, load_sae, train_sae, train_saes
 from mechlab.sae.evaluate import evaluate
+from mechlab.sae.source import mixed
 from mechlab.sae.topk import TopK, TopKConfig
 
 SITE = "blocks.0.hook_resid_post"
@@ -68,6 +69,32 @@ def test_saelens_reads_the_directory_and_rebuilds_the_same(dictionary: Dictionar
     torch.testing.assert_close(
         theirs.encode(x), scatter(dictionary.sae.encode(x), dictionary.sae.d_sae), atol=1e-5, rtol=1e-5
     )
+
+
+def test_batches_of_a_store_are_all_of_full_size(store: Store) -> None:
+    """A step of the few rows that an epoch leaves over would count like any other."""
+    with mixed(store, (SITE,))(256, 0, None) as batches:
+        sizes = [len(next(batches)) for _ in range(90)]
+        state = batches.state()
+        following = next(batches).row
+    assert set(sizes) == {256}
+    with mixed(store, (SITE,))(256, 0, state) as batches:
+        assert torch.equal(next(batches).row, following)
+    with pytest.raises(MechlabError, match="fewer rows than one batch: 10000"):
+        mixed(store, (SITE,))(10_001, 0, None)
+
+
+def test_figures_are_logged_under_their_own_dictionary(store: Store, tmp_path: Path) -> None:
+    """Also when the first of them is finished already."""
+    short = CONFIG.model_copy(update={"tokens": 512})
+    train_sae(store, tmp_path / "a", short)
+    seen = []
+    train_saes(
+        store,
+        {tmp_path / "a": short, tmp_path / "b": short.model_copy(update={"k": 3})},
+        log=lambda number, row: seen.append((number, row["l0"])),
+    )
+    assert seen == [(1, pytest.approx(3, abs=0.1))] * 2
 
 
 def test_another_model_is_refused(dictionary: Dictionary, corpus: Corpus, tiny_model: Path) -> None:

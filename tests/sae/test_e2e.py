@@ -221,5 +221,5 @@ def test_refusals(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
         train(mixed(live(subject, corpus, SITE), (SITE,)), [CONFIG], loss=end_to_end(subject))
     made = train_e2e(subject, corpus, tmp_path / "d", CONFIG, n_ctx=16)
     wider = TopKConfig(**{**CONFIG.model_dump(), "d_sae": 33})
-    with pytest.raises(MechlabError, match="dictionary to start from is another"):
+    with pytest.raises(MechlabError, match="start from has another d_sae: 32, not 33"):
         train_e2e(subject, corpus, tmp_path / "e", wider, start=made, n_ctx=16)

@@ -67,7 +67,9 @@ def test_a_batch_holds_the_same_tokens_of_both(stores: tuple[Store, Store], pair
             assert torch.equal(batch.document, a.column("document")[batch.row])
             seen.append(batch.row)
     rows = torch.cat(seen)
-    assert sorted(rows[: a.n_rows].tolist()) == list(range(a.n_rows))
+    # An epoch gives no row twice, and leaves out what does not fill a batch.
+    epoch = a.n_rows // 256 * 256
+    assert len(set(rows[:epoch].tolist())) == epoch
     with pair.opener([f"B:{OTHER}"])(100, 0, None) as batches:
         batch = next(batches)
     assert list(batch.values) == [f"B:{OTHER}"]

@@ -81,6 +81,7 @@ def train(words: list[str], program: str) -> Outcome:
     config = parse(command, words, program)
     own = {name: getattr(config, name) for name in kind.model_fields}
 
+    from mechlab.models.loading import resolve_device
     from mechlab.models.subject import load_model
     from mechlab.sae.dictionary import load_sae, train_saes
 
@@ -113,10 +114,13 @@ def train(words: list[str], program: str) -> Outcome:
                 out: one if one.site else changed(one, {"site": sites[0]}) for out, one in configs.items()
             }
             begin = None if config.start is None else load_sae(config.start)
+            if begin is not None:
+                for one in configs.values():
+                    begin.check_start(one)
             extra = {} if begin is None else {"start": begin.artifact.manifest.fingerprint}
             made = train_saes(
                 source, configs, start=None if begin is None else [begin.sae] * len(configs), extra=extra,
-                device=_device(config.device), **shown,
+                device=resolve_device(config.device), **shown,
             )  # fmt: skip
     seconds = time.perf_counter() - started
     results = [_summary(each) for each in made]
@@ -157,8 +161,14 @@ def _configs(config: Any, kind: type[TrainConfig], own: dict[str, Any]) -> dict[
         if not isinstance(given, dict):
             raise MechlabError("settings of a dictionary must be keys and values", name, "see --help")
         arch = architecture(str(given.pop("arch", kind.arch))).Config
-        shared = {key: value for key, value in own.items() if key in arch.model_fields}
-        base = arch(**shared)
+        # Flags count for all, defaults for the architecture that they belong to.
+        shared = {
+            key: value
+            for key, value in own.items()
+            if key in arch.model_fields and value != kind.model_fields[key].default
+        }
+        # Checked once what the file says is in, too.
+        base = arch.model_construct(**shared)
         found[config.out / str(name)] = changed(base, given, where=f" of {name} in {config.several}")
     if not found:
         raise MechlabError("no dictionary to train", config.several, "name: {arch: topk, k: 16}")
@@ -191,12 +201,6 @@ def _loggers(config: Any, names: list[str], stack: contextlib.ExitStack) -> Call
             each(number, row)
 
     return log
-
-
-def _device(name: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _take(words: list[str], flag: str, default: str) -> tuple[list[str], str]:

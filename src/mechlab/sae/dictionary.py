@@ -92,6 +92,21 @@ class Dictionary:
                 "load the model it was trained on",
             )
 
+    def check_start(self, config: TrainConfig) -> None:
+        """MechlabError unless a training of this config can begin from it: architecture, size and sites."""
+        here = (config.arch, config.d_sae, config.inputs, config.outputs)
+        there = (self.sae.arch, self.sae.d_sae, self.inputs, self.outputs)
+        for name, wanted, value in zip(("arch", "d_sae", "site", "target"), here, there, strict=True):
+            if wanted != value:
+                value, wanted = (
+                    each if not isinstance(each, tuple) else ",".join(each) for each in (value, wanted)
+                )
+                raise MechlabError(
+                    f"dictionary to start from has another {name}",
+                    f"{value}, not {wanted}",
+                    "start from one of the same architecture, size and sites",
+                )
+
     def _check_widths(self, subject: Subject) -> None:
         name = self.artifact.manifest.facts.get("model_name") or "a model that is not recorded"
         sizes = [*zip(self.inputs, self.sae.in_sizes, strict=True)]
@@ -154,8 +169,10 @@ def train_saes(
     inputs = {**_fingerprints(source), **(extra or {})}
     with contextlib.ExitStack() as stack:
         writers: dict[Writer, TrainConfig] = {}
+        numbers: list[int] = []
         begin: list[Sae | None] = []
-        for (out, config), first in zip(configs.items(), start or [None] * len(configs), strict=True):
+        firsts = start or [None] * len(configs)
+        for number, ((out, config), first) in enumerate(zip(configs.items(), firsts, strict=True)):
             plan = {"arch": config.arch, **config.model_dump()}
             writer = stack.enter_context(
                 writing(out, KIND, config=plan, seed=seed, inputs=inputs, overwrite=overwrite)
@@ -163,10 +180,13 @@ def train_saes(
             if writer.finished is None:
                 writers[writer] = config
                 begin.append(first)
+                numbers.append(number)
         if writers:
             made = train(
                 opener, list(writers.values()), seed=seed, device=device, loss=loss, start=begin,
-                work=[writer.work for writer in writers], log=log, progress=progress,
+                work=[writer.work for writer in writers], progress=progress,
+                # Those that are finished already are not trained, and still count.
+                log=None if log is None else lambda number, row: log(numbers[number], row),
             )  # fmt: skip
             for (writer, config), trained in zip(writers.items(), made, strict=True):
                 if isinstance(source, Store) and all(site in source.sites for site in config.outputs):

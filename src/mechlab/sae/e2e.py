@@ -122,10 +122,7 @@ def train_e2e(
     extra: dict[str, str] = {"objective": objective}
     if start is not None:
         start.check(subject)
-        here = (config.arch, config.d_sae, config.inputs, config.outputs)
-        there = (start.sae.arch, start.sae.d_sae, start.inputs, start.outputs)
-        if here != there:
-            raise MechlabError("dictionary to start from is another", there, f"config has {here}")
+        start.check_start(config)
         begin, extra["start"] = start.sae, start.artifact.manifest.fingerprint
     return train_saes(
         feed, {Path(out): config}, loss=end_to_end(subject, objective), start=[begin], extra=extra,

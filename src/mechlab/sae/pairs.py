@@ -30,7 +30,7 @@ from mechlab.data.stream import Position
 from mechlab.errors import MechlabError
 from mechlab.files import fingerprint
 from mechlab.models.subject import Subject
-from mechlab.sae.source import Opener, mixed
+from mechlab.sae.source import Opener, Whole, mixed, require_rows
 
 A, B = "A:", "B:"
 _COLUMNS = ("tokens", "document", "position")
@@ -107,10 +107,12 @@ class _StorePairBatches(Iterator[Batch]):
         shards = [shard for shard in self._b.shards if shard.rows]
         self._first = torch.tensor([int(shard.entry["first_row"]) for shard in shards])
         self._shards = shards
-        self._batches = StoreBatches(
+        require_rows(stores[A].n_rows, batch_size)
+        batches = StoreBatches(
             stores[A], tuple(own) or stores[A].sites[:1], batch_size=batch_size,
             buffer=max(BUFFER, batch_size), seed=seed, epochs=None, device=device, state=state,
         )  # fmt: skip
+        self._batches = Whole(batches, batch_size)
 
     def __next__(self) -> Batch:
         batch = next(self._batches)

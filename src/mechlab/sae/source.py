@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from mechlab.activations.batch import Batch, seed_of
 from mechlab.activations.batches import BUFFER, shuffled
+from mechlab.activations.gather import StoreBatches
 from mechlab.activations.live import Source
+from mechlab.activations.ring import RingBatches
 from mechlab.activations.store import Store
 from mechlab.errors import MechlabError
 
@@ -60,17 +62,55 @@ class Feed(Protocol):
 
 
 def mixed(source: Store | Source, sites: tuple[str, ...], device: str = "cpu") -> Opener:
-    """Shuffled batches of a store or a live model, epoch after epoch."""
+    """Shuffled batches of a store or a live model, epoch after epoch, all of full size.
+
+    Opening raises MechlabError for a store with fewer rows than one batch.
+    """
 
     def open_batches(
         batch_size: int, seed: int, state: dict[str, Any] | None
     ) -> AbstractContextManager[Batches]:
-        return shuffled(
+        if isinstance(source, Store):
+            require_rows(source.n_rows, batch_size)
+        batches = shuffled(
             source, batch_size=batch_size, buffer=max(BUFFER, batch_size), seed=seed, epochs=None,
             sites=list(sites), device=device, state=state,
         )  # fmt: skip
+        return Whole(batches, batch_size) if isinstance(source, Store) else batches
 
     return open_batches
+
+
+def require_rows(rows: int, batch_size: int) -> None:
+    """MechlabError when there are fewer rows than one batch holds."""
+    if rows < batch_size:
+        raise MechlabError(
+            "fewer rows than one batch", rows, f"harvest at least {batch_size} tokens, or lower batch_size"
+        )
+
+
+class Whole(Iterator[Batch]):
+    """Batches without the short ones that end a store's epochs: a step counts the same for any batch."""
+
+    def __init__(self, batches: StoreBatches | RingBatches, size: int) -> None:
+        self._batches, self._size = batches, size
+
+    def __next__(self) -> Batch:
+        while len(batch := next(self._batches)) < self._size:
+            pass
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        return self._batches.state()
+
+    def close(self) -> None:
+        self._batches.close()
+
+    def __enter__(self) -> Whole:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def tables(values: Mapping[str, Float[Tensor, "row _"]]) -> Opener:
@@ -131,10 +171,7 @@ class _Tables(Iterator[Batch]):
     ) -> None:
         self._values, self._size, self._seed = values, batch_size, seed
         self._rows = len(next(iter(values.values())))
-        if self._rows < batch_size:
-            raise MechlabError(
-                "fewer rows than one batch", self._rows, f"harvest at least {batch_size} tokens"
-            )
+        require_rows(self._rows, batch_size)
         self._step = state["step"] if state else 0
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
