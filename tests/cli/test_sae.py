@@ -111,10 +111,34 @@ def test_fine_tuning_inside_the_model(
         start = json.loads((tmp_path / objective / "metrics.jsonl").read_text().splitlines()[0])
         assert start["fve"] > first["fve"] + 0.1  # it begins where the first training ended
         assert ("kl" in said) == (objective == "kl+mse")
+    for change, name in ((("--site", "blocks.1.hook_resid_post"), "site"), (("--arch", "abstopk"), "arch")):
+        words = arguments(tiny_model, tiny_corpus, tmp_path / "other", *more, *change)
+        assert f"dictionary to start from has another {name}" in refused(capsys, *words)
     words = arguments(tiny_model, tiny_corpus, tmp_path / "no", "--objective", "kl", "--several", "x.yaml")
     (tmp_path / "x.yaml").write_text("a: {k: 2}")
     words[words.index("x.yaml")] = str(tmp_path / "x.yaml")
     assert "leave out --several" in refused(capsys, *words)
+
+
+def test_cross_layer_transcoders_alone_and_among_others(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sites = "blocks.0.mlp.hook_in,blocks.1.mlp.hook_in", "blocks.0.hook_mlp_out,blocks.1.hook_mlp_out"
+    words = arguments(tiny_model, tiny_corpus, tmp_path / "clt", "--arch", "clt", "--target", sites[1])
+    words[words.index("--site") + 1], words[words.index("--tokens") + 1] = sites[0], "1000"
+    assert run(*words, "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["arch"] == "clt"
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(f"one: {{arch: clt, site: '{sites[0]}', target: '{sites[1]}'}}\ntwo: {{}}\n")
+    words = arguments(tiny_model, tiny_corpus, tmp_path / "all", "--several", str(plan), "--json")
+    words[words.index("--tokens") + 1] = "1000"
+    assert run(*words) == 0
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])["dictionaries"]
+    assert [each["arch"] for each in made] == ["clt", "topk"]
+    words = arguments(tiny_model, tiny_corpus, tmp_path / "no", "--arch", "clt")
+    assert "needs an output for each input: 1 inputs, 0 outputs" in refused(capsys, *words)
+    del words[words.index("--site") : words.index("--site") + 2]
+    assert "needs an output for each input: 1 inputs, 0 outputs" in refused(capsys, *words)
 
 
 def test_tensorboard_is_asked_for_by_name(
@@ -139,6 +163,8 @@ def test_mistakes(
     assert "--arch needs a name" in refused(capsys, *words, "--arch")
     assert "no activations here" in refused(capsys, *words, "--store", tmp_path / "nothing")
     assert "blocks.9" in refused(capsys, *words, "--site", "blocks.9.hook_resid_post")
+    assert "unknown device: nonsense" in refused(capsys, *words, "--device", "nonsense")
+    assert "seed is out of range" in refused(capsys, *words, "--seed", "9" * 30)
     (tmp_path / "plan.yaml").write_text("one: {kk: 3}\n")
     line = refused(capsys, *words, "--several", tmp_path / "plan.yaml")
     assert "unknown setting of one in" in line

@@ -34,6 +34,20 @@ def test_auxk_trains_encoder_bias_and_decoder_of_dead_latents_only(arch: str) ->
     assert sae.b_dec.grad.abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("arch", ["topk", "clt"])
+def test_auxk_keeps_its_size_on_rows_without_a_spread(arch: str, rows: int) -> None:
+    """One row, or the same token twice, has no variance to divide by."""
+    more = {"site": "a,b", "target": "c,d"} if arch == "clt" else {}
+    sizes = ((4, 3), (4, 3)) if arch == "clt" else ((7,), None)
+    config = architecture(arch).Config.model_validate({"d_sae": 30, "k": 2, **more})
+    sae = architecture(arch)(config, *sizes).double()
+    sae.initialise(torch.zeros(7), torch.Generator().manual_seed(0))
+    x = torch.randn(1, 7, generator=torch.Generator().manual_seed(1)).double().expand(rows, -1)
+    auxiliary = sae.loss(x, x, step([1, 4, 20])).total - sae.loss(x, x, step()).total
+    assert 0 < float(auxiliary.detach()) < 1
+
+
 @pytest.mark.parametrize("arch", PENALISED)
 @pytest.mark.parametrize("arrangement", ["plain", "tied", "free", "transcoder"])
 def test_resampling_writes_into_the_weights(arch: str, arrangement: str) -> None:
@@ -117,6 +131,19 @@ def test_resampling_revives_latents_in_training(arch: str) -> None:
         dead.append(made.metrics[-1]["dead"])
     assert dead[0] >= 0.5
     assert dead[1] < 0.2
+
+
+def test_moments_of_one_latent_or_one_dimension_are_found() -> None:
+    for d_in, d_sae in ((1, 6), (5, 1), (1, 1), (5, 5)):
+        sae = architecture("relu")(architecture("relu").Config(d_sae=d_sae), d_in)
+        sae.initialise(torch.zeros(d_in), torch.Generator().manual_seed(0))
+        optimiser = Adam(sae)
+        x = torch.randn(9, d_in)
+        sae.loss(x, x, step()).total.backward()
+        optimiser.step(1, 1e-3, 1.0)
+        assert optimiser.first["W_enc"].shape == (d_sae, d_in)
+        optimiser.forget(torch.tensor([d_sae - 1]))
+        assert not optimiser.second["W_enc"][-1].any()
 
 
 def _with_dead_latents(arch: str, x: Tensor) -> Sae:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mechlab.errors import MechlabError
 from mechlab.sae.base import Sae, Step, StepLoss
 from mechlab.sae.codes import Codes, side_by_side
+from mechlab.sae.dead import spread
 from mechlab.sae.topk import TopKConfig
 from mechlab_kernels.autograd import selected_pre_activations, sparse_decode, topk_pre_activations
 from mechlab_kernels.encode import encode_topk
@@ -40,6 +41,8 @@ class CltConfig(TopKConfig):
     @model_validator(mode="after")
     def _layered(self) -> CltConfig:
         layers = len(self.inputs)
+        if not self.site and not self.target:
+            return self  # not said yet; the weights are what refuses in the end
         if not self.target or len(self.outputs) != layers:
             raise MechlabError(
                 "a cross-layer transcoder needs an output for each input",
@@ -72,7 +75,7 @@ class Clt(Sae):
     config: CltConfig
 
     def _make_weights(self) -> None:
-        if len(self.in_sizes) != len(self.out_sizes):
+        if self.centred or len(self.in_sizes) != len(self.out_sizes):
             raise MechlabError(
                 "a cross-layer transcoder needs an output for each input",
                 f"{len(self.in_sizes)} inputs, {len(self.out_sizes)} outputs",
@@ -228,8 +231,7 @@ class Clt(Sae):
                 pre = torch.where(pre >= bar, pre, 0)
             written = pre.relu() @ self.W_write[layer][dead]
             made = made + nn.functional.pad(written, (self._start(layer), 0))
-        variance = (target - target.mean(0)).pow(2).sum(-1).mean()
-        return self.config.aux * (target - made).pow(2).sum(-1).mean() / variance.clamp_min(1e-12)
+        return self.config.aux * (target - made).pow(2).sum(-1).mean() / spread(target)
 
     def _own(self, latents: Int[Tensor, "_"], layer: int) -> Int[Tensor, "_"]:
         first = layer * self.per_layer

@@ -23,8 +23,8 @@ class Adam:
 
     def __init__(self, sae: Sae) -> None:
         self._sae = sae
-        self.first = {name: torch.zeros_like(_by_latent(p)) for name, p in sae.named_parameters()}
-        self.second = {name: torch.zeros_like(_by_latent(p)) for name, p in sae.named_parameters()}
+        self.first = {name: torch.zeros_like(_by_latent(name, p)) for name, p in sae.named_parameters()}
+        self.second = {name: torch.zeros_like(_by_latent(name, p)) for name, p in sae.named_parameters()}
 
     @torch.no_grad()
     def step(self, number: int, lr: float, clip: float) -> float:
@@ -38,7 +38,9 @@ class Adam:
         """
         found = [(name, p, p.grad) for name, p in self._sae.named_parameters() if p.grad is not None]
         squares = [
-            squared_norm(_by_latent(gradient), _by_latent(p).detach() if self._unit(name) else None)
+            squared_norm(
+                _by_latent(name, gradient), _by_latent(name, p).detach() if self._unit(name) else None
+            )
             for name, p, gradient in found
         ]
         norm = math.sqrt(sum(float(square) for square in squares))
@@ -46,8 +48,8 @@ class Adam:
             return norm
         for name, p, gradient in found:
             adam_(
-                _by_latent(p).detach(),
-                _by_latent(gradient),
+                _by_latent(name, p).detach(),
+                _by_latent(name, gradient),
                 self.first[name],
                 self.second[name],
                 lr=lr,
@@ -70,6 +72,7 @@ class Adam:
         return name == "W_dec" and self._sae.unit
 
 
-def _by_latent(p: Tensor | nn.Parameter) -> Tensor:
+def _by_latent(name: str, p: Tensor | nn.Parameter) -> Tensor:
     """A contiguous view: W_enc is stored latent by latent and shown as its transpose."""
-    return p if p.is_contiguous() else p.T
+    # By name: a W_enc of one column or row looks contiguous either way.
+    return p.T if name == "W_enc" else p
