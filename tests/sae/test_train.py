@@ -14,7 +14,10 @@ from mechlab.activations.batch import Batch
 from mechlab.errors import MechlabError
 from mechlab.sae.base import Step, StepLoss
 from mechlab.sae.checkpoint import CHECKPOINT, METRICS
-from mechlab.sae.config import PenaltyConfig
+from mechlab.sae.config import PenaltyConfig, TrainConfig
+from mechlab.sae.jumprelu import JumpReLUConfig
+from mechlab.sae.matching_pursuit import MatchingPursuitConfig
+from mechlab.sae.relu import ReluConfig
 from mechlab.sae.scaling import geometric_median
 from mechlab.sae.schedule import L0Controller, learning_rate
 from mechlab.sae.source import tables
@@ -209,6 +212,36 @@ def test_refusals(tmp_path: Path) -> None:
     x[5] = float("nan")
     with pytest.raises(MechlabError, match="NaN or infinite: 1 of 300 rows"):
         train(tables({SITE: x}), [config])
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        (TopKConfig, "aux"),
+        (ReluConfig, "sparsity"),
+        (JumpReLUConfig, "threshold"),
+        (JumpReLUConfig, "bandwidth"),
+        (MatchingPursuitConfig, "residual_threshold"),
+    ],
+)
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_settings_are_finite(kind: type[TrainConfig], setting: str, value: float) -> None:
+    with pytest.raises(MechlabError, match=f"{setting} is out of range: {value} "):
+        kind.model_validate({setting: value})
+
+
+def test_resampling_more_often_than_there_are_steps_for_is_refused() -> None:
+    settings = {"tokens": 1000, "batch_size": 10}
+    with pytest.raises(MechlabError, match=r"resample is out of range: 51 \(0 to 50"):
+        ReluConfig(**settings, resample=51)
+    config = ReluConfig(**settings, resample=50)
+    assert sum(config.resamples_at(step) for step in range(config.steps)) == 50
+
+
+def test_seeds_that_torch_cannot_take_are_refused() -> None:
+    x, _ = planted(n=300)
+    with pytest.raises(MechlabError, match="seed is out of range"):
+        train(tables({SITE: x}), [SHORT], seed=2**64)
 
 
 def test_rows_that_turn_bad_are_told_from_a_loss_that_does(tmp_path: Path) -> None:

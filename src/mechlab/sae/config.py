@@ -53,11 +53,15 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _ranges(self) -> TrainConfig:
+        for name, value in self:
+            # A clip of infinity turns clipping off.
+            if isinstance(value, float) and name != "clip":
+                self._require(name, math.isfinite(value), "a finite number")
         for name in ("d_sae", "tokens", "batch_size", "dead_after"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in _SHARES:
             self._require(name, 0 <= getattr(self, name) <= 1, "a share between 0 and 1")
-        self._require("lr", self.lr is None or (self.lr > 0 and math.isfinite(self.lr)), "a positive rate")
+        self._require("lr", self.lr is None or self.lr > 0, "a positive rate")
         self._require("clip", self.clip > 0, "a positive norm")
         if self.tied and self.target:
             raise MechlabError(
@@ -109,7 +113,10 @@ class PenaltyConfig(TrainConfig):
         self._require("sparsity", self.sparsity >= 0, "zero or more")
         if self.target_l0 is not None:
             self._require("target_l0", 0 < self.target_l0 <= self.d_sae, f"above 0, at most {self.d_sae}")
-        self._require("resample", self.resample >= 0, "zero or more")
+        # At most once a step of the first half; more would never come about.
+        self._require(
+            "resample", 0 <= 2 * self.resample <= self.steps, f"0 to {self.steps // 2}, half of the steps"
+        )
         return self
 
     @property

@@ -23,7 +23,10 @@ def to_wandb(project: str, names: Sequence[str], config: dict[str, Any]) -> Iter
         import wandb
     except ImportError:
         raise MechlabError("wandb is not installed", project, "pip install wandb") from None
-    run = wandb.init(project=project, config=config)
+    try:
+        run = wandb.init(project=project, config=config)
+    except wandb.errors.Error as error:
+        raise MechlabError("wandb does not start", project, str(error).splitlines()[0]) from error
 
     def log(number: int, row: dict[str, float]) -> None:
         run.log({f"{names[number]}/{key}": value for key, value in row.items()}, step=int(row["step"]))

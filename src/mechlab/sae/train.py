@@ -80,6 +80,8 @@ def train(
     checkpoint).
     """
     first = configs[0]
+    if not -(2**63) <= seed < 2**64:
+        raise MechlabError("seed is out of range", seed, "at least 0, below 2**64")
     for name in ("tokens", "batch_size"):
         if len({getattr(config, name) for config in configs}) > 1:
             values = ", ".join(str(getattr(config, name)) for config in configs)
