@@ -120,3 +120,17 @@ def test_word_latents_tell_fables_lexical_concepts() -> None:
     made = board_reconstruction(codes, labels, numbers, len(fable.VOCABULARY))
     assert int(made.detectors[many]) > 5
     assert made.verdicts.f1(many).value > got.verdicts.f1(many).value + 0.3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_control_has_labels_of_whole_documents_where_the_labels_are_such(seed: int) -> None:
+    """Latents that know the document look precise for any label of documents, and tell nothing of others."""
+    generator = torch.Generator().manual_seed(seed)
+    documents = torch.arange(60).repeat_interleave(30)
+    x = torch.randn(60, 16, generator=generator)[documents]
+    values, indices = (x @ torch.randn(16, 64, generator=generator)).topk(6, dim=1)
+    labels = (torch.rand(60, 8, generator=generator) < 0.5)[documents]
+    found = board_reconstruction(Codes(values.relu(), indices), labels, documents, 64, seed=seed)
+    assert found.f1.value > 0.4
+    assert found.f1.null is not None
+    assert found.f1.null.value == pytest.approx(found.f1.value, abs=0.2)
