@@ -7,7 +7,8 @@ All totals are kept per document, so every figure has a bootstrap interval over 
   ``fve`` = 1 - sum ||y - y_hat||^2 / sum ||y - mean(y)||^2 over all held-out tokens, the mean
   being theirs (one total by the other; SAELens' "explained_variance");
   ``fve_per_token`` = the mean over tokens of 1 - ||y - y_hat||^2 / ||y - m||^2, m being the
-  training mean (SAELens' "explained_variance_legacy", in SAEBench's published tables).
+  training mean (SAELens' "explained_variance_legacy", in SAEBench's published tables, takes the
+  batch's).
 * CE loss recovered: (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), where the output is
   replaced by the dictionary's, or by zero or by the training mean (SAEBench's definition,
   Karvonen et al. 2025, arXiv 2503.09532). KL recovered: 1 - KL_spliced / KL_ablated, KL being
@@ -17,13 +18,16 @@ All totals are kept per document, so every figure has a bootstrap interval over 
   tenth of them.
 
 y is the site that is read, or for a transcoder the site it predicts; a crosscoder's sites are
-replaced together.
+replaced together. A converted dictionary comes without a training mean; the one it keeps instead (see
+``Dictionary.mean``) stands in, with a warning: its ``fve_per_token`` and mean ablations are not
+comparable with others'.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -129,6 +133,12 @@ def evaluate(
             "evaluation inside a model needs one that predicts the next token", subject.name,
             "ask for the metrics on the decoder",
         )  # fmt: skip
+    instead = dictionary.artifact.manifest.facts.get("mean")
+    if instead is not None:
+        warnings.warn(
+            f"mean of the training rows is not recorded, so mean ablation and fve_per_token use {instead}",
+            stacklevel=2,
+        )
     # On a copy: the caller's dictionary stays on its own device.
     sae = copy.deepcopy(dictionary.sae).to(subject.device)
     n_ctx = subject.n_ctx if n_ctx is None else n_ctx
