@@ -10,7 +10,7 @@ import torch
 
 from mechlab.bench.sae import OurStep, ReferenceStep, Shape, compare_losses, compare_steps, make_problem
 from mechlab.bench.truth import SINGLE_SITE, config_of, run_truth, toy
-from mechlab.cli.bench_sae import parse_shape
+from mechlab.cli.bench_sae import parse_shape, parse_widths, sae
 from mechlab.cli.main import main
 from mechlab.errors import MechlabError
 
@@ -53,6 +53,16 @@ def test_shapes() -> None:
     for wrong in ("768", "d8-F4-B2-k5", "d8-F4-B0-k1"):
         with pytest.raises(MechlabError, match="shape"):
             parse_shape(wrong)
+
+
+def test_widths_and_rows_are_looked_at_before_anything_is_measured() -> None:
+    assert parse_widths("64, 128,", Shape(8, 16, 4, 2)) == [64, 128]
+    assert parse_widths("", Shape(8, 16, 4, 2)) == []
+    for wrong in ("many", "-4", "1"):
+        with pytest.raises(MechlabError, match=f"width is out of range: {wrong} "):
+            parse_widths(f"64,{wrong}", Shape(8, 16, 4, 2))
+    with pytest.raises(MechlabError, match="pass_tokens is out of range: -5"):
+        sae(["--pass-tokens", "-5"], "mechlab bench sae")
 
 
 def test_the_command_prints_goals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,12 +83,24 @@ def parse_shape(text: str) -> Shape:
     return Shape(d, f, b, k)
 
 
+def parse_widths(text: str, shape: Shape) -> list[int]:
+    """Numbers of latents with commas between; MechlabError for one that is none, or below the shape's k."""
+    found = []
+    for each in filter(None, (part.strip() for part in text.split(","))):
+        if not each.isdecimal() or int(each) < shape.k:
+            raise MechlabError("width is out of range", each, f"a whole number from k = {shape.k} on")
+        found.append(int(each))
+    return found
+
+
 def sae(words: list[str], program: str) -> Outcome:
     """Run the benchmark of training steps."""
     config = parse(SaeConfig, words, program)
     for name in ("repeats", "rows", "steps"):
         if getattr(config, name) < 1:
             raise MechlabError(f"{name} must be positive", getattr(config, name), "see --help")
+    if config.pass_tokens < 0:
+        raise MechlabError("pass_tokens is out of range", config.pass_tokens, "0 leaves it out")
     with tempfile.TemporaryDirectory() as work, Reporter() as progress:
         payload = _measure(config, Path(work), progress)
     return Outcome(payload, _text(payload), 0 if payload["met"] else 1)
@@ -101,6 +113,7 @@ def _measure(config: SaeConfig, work: Path, progress: Reporter) -> dict[str, Any
     from mechlab.models.subject import resolve_device
 
     shape, small = parse_shape(config.shape), parse_shape(config.small)
+    widths = parse_widths(config.widths, shape)
     device = resolve_device(config.device)
     peers = tuple(PEERS) if config.peers else ()
     payload: dict[str, Any] = {
@@ -119,7 +132,6 @@ def _measure(config: SaeConfig, work: Path, progress: Reporter) -> dict[str, Any
         small, work / "small", steps=config.steps, device=device, peers=peers,
         peer_folder=config.peer_folder, progress=progress,
     )  # fmt: skip
-    widths = [int(each) for each in config.widths.split(",") if each.strip()]
     wide = Shape(shape.d, shape.f, config.rows, shape.k)
     payload["growth"] = {
         str(width): figures
