@@ -66,11 +66,12 @@ def test_widths_and_rows_are_looked_at_before_anything_is_measured() -> None:
 
 
 def test_the_command_prints_goals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "bench sae --shape d16-F64-B32-k2 --small d8-F32-B32-k2 --steps 5 --repeats 1 --widths 64,128 "
+        "--rows 32 --pass-tokens 0 --no-peers --json"
+    )
     with pytest.raises(SystemExit) as stopped:
-        main(
-            "bench sae --shape d16-F64-B32-k2 --small d8-F32-B32-k2 --steps 5 --repeats 1 --widths 64,128 "
-            "--rows 32 --pass-tokens 0 --no-peers --json".split()
-        )
+        main(words.split())
     payload = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert stopped.value.code == (0 if payload["met"] else 1)
     assert {part["dead_share"] for part in payload["steps"]} == {0.0, 0.1}
