@@ -77,6 +77,8 @@ def convert(
     inputs = {"source": _source_fingerprint(found)}
     if isinstance(model, Subject):
         inputs["model"] = _fitting(found, model).fingerprint
+    elif found.fingerprint is not None:
+        inputs["model"] = found.fingerprint
     asked = {
         "source": str(source),
         "format": format,
@@ -86,14 +88,16 @@ def convert(
     }
     with writing(out, KIND, config=asked, seed=0, inputs=inputs, overwrite=overwrite) as writer:
         if writer.finished is None:
-            # The bias of a dictionary of normalised rows is in no units of the activations.
-            known = not isinstance(found.sae, Normalised)
-            mean = found.sae.b_dec.detach().float() * known
             facts = {
                 "model_name": found.metadata.get("model_name"),
                 "processing": processing_of(found.metadata),
-                "mean": "b_dec" if known else "zero",
             }
+            mean = found.mean
+            if mean is None:
+                # The bias of a dictionary of normalised rows is in no units of the activations.
+                known = not isinstance(found.sae, Normalised)
+                mean = found.sae.b_dec.detach().float() * known
+                facts["mean"] = "b_dec" if known else "zero"
             save_sae(writer.work, found.sae, found.inputs, found.outputs, mean, found.metadata)
             writer.commit([saelens.WEIGHTS, saelens.CONFIG, STATISTICS], facts=facts)
     return load_sae(out)
@@ -177,7 +181,10 @@ def _ours(folder: Path, named: Named) -> Found:
     recorded = saelens.sites(read_json(config))
     transcoder = ours.inputs != ours.outputs
     site, target = named.sites(folder, *recorded, transcoder=transcoder)
-    return Found(ours.sae, site, target, saelens_folder.facts(read_json(config), named), (config, weights))
+    manifest = ours.artifact.manifest
+    mean = None if "mean" in manifest.facts else ours.mean
+    about = saelens_folder.facts(read_json(config), named)
+    return Found(ours.sae, site, target, about, (config, weights), mean, manifest.inputs.get("model"))
 
 
 def _fitting(found: Found, subject: Subject) -> Subject:

@@ -14,16 +14,18 @@ from random_weights import SITE, K, compare, random_sae, write
 from safetensors.torch import load_file
 
 from mechlab.activations.harvest import harvest
+from mechlab.activations.live import live
 from mechlab.cli.sae_convert import convert as command
 from mechlab.data.corpus import open_corpus
 from mechlab.errors import MechlabError
 from mechlab.models.subject import Subject, load_model
 from mechlab.sae.convert import convert, export
-from mechlab.sae.dictionary import encode_store, load_sae
+from mechlab.sae.dictionary import encode_store, load_sae, train_sae
 from mechlab.sae.evaluate import evaluate
 from mechlab.sae.formats import saelens
 from mechlab.sae.formats.saelens import to_saelens
 from mechlab.sae.registry import architecture
+from mechlab.sae.topk import TopKConfig
 
 D_MODEL = 16
 
@@ -63,6 +65,19 @@ def test_a_converted_dictionary_is_one_of_ours(tmp_path: Path, subject: Subject,
     assert len(encode_store(again, store, rows=20)) == 20
     with pytest.warns(UserWarning, match="mean ablation and fve_per_token use b_dec"):
         assert evaluate(subject, again, corpus, tokens=200).tokens > 0
+
+
+def test_one_of_ours_keeps_its_mean_and_its_model(
+    tmp_path: Path, subject: Subject, stories_model: Path, tiny_corpus: Path
+) -> None:
+    config = TopKConfig(site=SITE, d_sae=24, k=3, tokens=512, batch_size=256)
+    trained = train_sae(live(subject, open_corpus(tiny_corpus), SITE), tmp_path / "trained", config)
+    again = convert(tmp_path / "trained", tmp_path / "again")
+    assert torch.equal(again.mean, trained.mean)
+    assert "mean" not in again.artifact.manifest.facts
+    again.check(subject)
+    with pytest.raises(MechlabError, match="trained on another model: fingerprint"):
+        again.check(load_model(stories_model))
 
 
 def test_the_same_source_is_converted_once(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ class Found:
         metadata: what is known of it, under SAELens' names (model_name, model_from_pretrained_kwargs,
             ...); None where it is not.
         files: the files that were read.
+        mean: mean of the outputs over the training rows; None where it is not known.
+        fingerprint: of the model it was trained on; None where it is not known.
     """
 
     sae: Sae
@@ -62,6 +64,8 @@ class Found:
     target: str
     metadata: dict[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    mean: Tensor | None = None
+    fingerprint: str | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
