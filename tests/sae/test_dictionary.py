@@ -18,9 +18,12 @@ from mechlab.data.stream import contexts
 from mechlab.errors import MechlabError
 from mechlab.interventions.edit import editing
 from mechlab.models.subject import Subject, load_model
+from mechlab.sae.batchtopk import BatchTopKConfig
 from mechlab.sae.codes import scatter
 from mechlab.sae.dictionary import Dictionary, encode_store, load_sae, train_sae, train_saes
 from mechlab.sae.evaluate import evaluate
+from mechlab.sae.jumprelu import JumpReLUConfig
+from mechlab.sae.matryoshka import MatryoshkaConfig
 from mechlab.sae.source import mixed
 from mechlab.sae.topk import TopK, TopKConfig
 
@@ -95,6 +98,21 @@ def test_figures_are_logged_under_their_own_dictionary(store: Store, tmp_path: P
         log=lambda number, row: seen.append((number, row["l0"])),
     )
     assert seen == [(1, pytest.approx(3, abs=0.1))] * 2
+
+
+def test_what_a_training_can_start_from(store: Store, tmp_path: Path) -> None:
+    settings = {"site": SITE, "d_sae": 48, "tokens": 20_000, "batch_size": 256}
+    made = train_sae(store, tmp_path / "b", BatchTopKConfig(**settings, k=4))
+    made.check_start(BatchTopKConfig(**settings))
+    made.check_start(JumpReLUConfig(**settings))
+    for change, name in (({"d_sae": 49}, "d_sae"), ({"site": "x"}, "site"), ({"target": "x"}, "target")):
+        with pytest.raises(MechlabError, match=f"start from has another {name}"):
+            made.check_start(BatchTopKConfig(**{**settings, **change}))
+    with pytest.raises(MechlabError, match="another arch: jumprelu, not matryoshka"):
+        made.check_start(MatryoshkaConfig(**settings))
+    (again,) = train_saes(store, {tmp_path / "c": BatchTopKConfig(**settings, k=4)}, start=[made.sae])
+    first = json.loads(again.artifact.file("metrics.jsonl").read_text().splitlines()[0])
+    assert first["fve"] > made.artifact.manifest.facts["fve"] - 0.1
 
 
 def test_another_model_is_refused(dictionary: Dictionary, corpus: Corpus, tiny_model: Path) -> None:

@@ -214,6 +214,23 @@ def test_refusals(tmp_path: Path) -> None:
         train(tables({SITE: x}), [config])
 
 
+@pytest.mark.parametrize("where", [0.02, 0.05, 0.5, 0.9])
+def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path, where: float) -> None:
+    x, _ = planted(n=4000)
+
+    def interrupt(done: int, _: int, __: dict[str, float]) -> None:
+        if done == 25 * 256:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(tables({SITE: x}), [SHORT], work=[tmp_path], progress=interrupt)
+    content = bytearray((tmp_path / CHECKPOINT).read_bytes())
+    content[int(where * len(content))] ^= 1
+    (tmp_path / CHECKPOINT).write_bytes(content)
+    with pytest.raises(MechlabError, match="checkpoint is damaged"):
+        train(tables({SITE: x}), [SHORT], work=[tmp_path])
+
+
 @pytest.mark.parametrize(
     ("kind", "setting"),
     [

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+import xxhash
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from mechlab.errors import MechlabError
-from mechlab.files import disk_errors, write_atomic
+from mechlab.files import canonical_json, disk_errors, write_atomic
 from mechlab.sae.trainee import Trainee
 
 _PLACE = "place."
@@ -45,12 +47,14 @@ class Progress:
                 with safe_open(str(path), framework="pt") as file:
                     facts = json.loads(file.metadata()["mechlab"])
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if facts.pop("checksum") != _checksum(tensors, facts):
+                    raise ValueError("checksum")
                 trainee.load(tensors, facts)
+                self.step, self.metrics = facts["step"], facts["metrics"]
+                inside = {n.removeprefix(_PLACE): t for n, t in tensors.items() if n.startswith(_PLACE)}
+                self.place = {**facts["place"], **inside}
             except Exception as error:  # whatever is wrong in a damaged file
                 raise MechlabError("checkpoint is damaged", path, "delete it to start again") from error
-            self.step, self.metrics = facts["step"], facts["metrics"]
-            inside = {n.removeprefix(_PLACE): t for n, t in tensors.items() if n.startswith(_PLACE)}
-            self.place = {**facts["place"], **inside}
         # Rows logged after the checkpoint will be logged again.
         write_atomic(self.work / METRICS, "".join(json.dumps(row) + "\n" for row in self.metrics))
 
@@ -63,6 +67,7 @@ class Progress:
         plain = {name: value for name, value in place.items() if not isinstance(value, Tensor)}
         tensors = trainee.tensors() | {_PLACE + n: t for n, t in place.items() if isinstance(t, Tensor)}
         facts = {"step": step, "place": plain, "metrics": self.metrics, **trainee.facts()}
+        facts["checksum"] = _checksum(tensors, facts)
         write_atomic(self.work / CHECKPOINT, save(tensors, metadata={"mechlab": json.dumps(facts)}))
 
     def log(self, row: dict[str, float]) -> None:
@@ -72,3 +77,12 @@ class Progress:
             path = self.work / METRICS
             with disk_errors(path), path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def _checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
+    """XXH3 of all that a checkpoint holds: a flipped bit would go unnoticed otherwise."""
+    found = xxhash.xxh3_128(canonical_json(facts).encode())
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -94,8 +94,10 @@ class Dictionary:
 
     def check_start(self, config: TrainConfig) -> None:
         """MechlabError unless a training of this config can begin from it: architecture, size and sites."""
+        # A finished BatchTopK dictionary is a JumpReLU one, and can go on as either.
+        arch = config.arch if config.arch == getattr(self.sae, "trained_as", None) else self.sae.arch
         here = (config.arch, config.d_sae, config.inputs, config.outputs)
-        there = (self.sae.arch, self.sae.d_sae, self.inputs, self.outputs)
+        there = (arch, self.sae.d_sae, self.inputs, self.outputs)
         for name, wanted, value in zip(("arch", "d_sae", "site", "target"), here, there, strict=True):
             if wanted != value:
                 value, wanted = (
