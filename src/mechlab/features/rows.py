@@ -50,7 +50,7 @@ class Rows:
             raise MechlabError(
                 "activations are negative or not finite",
                 f"minimum {self.values.min()}",
-                "give codes after the dictionary's activation function",
+                "give codes after the activation function; index the two signs of abstopk apart",
             )
 
     def __len__(self) -> int:

@@ -35,6 +35,7 @@ from mechlab.sae.base import Sae
 from mechlab.sae.clt import Clt
 from mechlab.sae.codes import Codes, scatter, side_by_side
 from mechlab.sae.dictionary import Dictionary
+from mechlab.sae.formats.wrapped import refuse_contextual
 
 Value = Float[Tensor, "batch pos dim"]
 Change = Callable[[Codes], Codes]
@@ -202,8 +203,10 @@ def splicing(
     Yields what passed in the latest forward: ``codes``, ``error`` and after a backward pass of some
     metric their gradients. Several may be open at once. Hooks are removed on the way out, also after
     an exception. Raises MechlabError when a site does not exist or comes too late in the forward
-    to be read (a crosscoder reads sites that come after those it writes), or a latent does not exist.
+    to be read (a crosscoder reads sites that come after those it writes), a latent does not exist, or the
+    dictionary reads whole contexts.
     """
+    refuse_contextual(dictionary.sae)
     on_bridge = not isinstance(model, Subject)
     sites = dict.fromkeys((*dictionary.inputs, *dictionary.outputs))
     sizes = dict(zip(dictionary.inputs, dictionary.sae.in_sizes, strict=True))

@@ -19,6 +19,7 @@ from mechlab.sae.formats.found import Named
 from mechlab.sae.formats.saelens import from_saelens, to_saelens
 from mechlab.sae.formats.wrapped import Foreign, Normalised, refuse_contextual
 from mechlab.sae.jumprelu import JumpReLU
+from mechlab.sae.splice import At, splicing
 
 SINGLE = ["relu", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit"]
 
@@ -318,6 +319,9 @@ def test_temporal_is_held_by_sae_lens(tied: bool, sae_lens: Any, tmp_path: Path)
     torch.testing.assert_close(sae_lens.SAE.load_from_disk(folder)(x[None])[0], sae(x))
     with pytest.raises(MechlabError, match="whole contexts: temporal"):
         refuse_contextual(sae)
+    placed = At(sae, (SITE,), (SITE,))
+    with pytest.raises(MechlabError, match="whole contexts: temporal"), splicing(None, placed):
+        pass
 
 
 def broken(change: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
