@@ -168,6 +168,10 @@ def test_mistakes(
     (tmp_path / "plan.yaml").write_text("one: {kk: 3}\n")
     line = refused(capsys, *words, "--several", tmp_path / "plan.yaml")
     assert "unknown setting of one in" in line
+    for name in ("/elsewhere", "a/b", ".."):
+        (tmp_path / "plan.yaml").write_text(f"{name}: {{k: 3}}\n")
+        line = refused(capsys, *words, "--several", tmp_path / "plan.yaml")
+        assert f"no name of a directory: {name}" in line
     where = ["--model", tiny_model, "--data", tiny_corpus]
     assert "no dictionary here" in refused(capsys, "sae", "eval", tmp_path / "none", *where)
     assert run(*words) == 0

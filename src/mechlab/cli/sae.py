@@ -158,6 +158,8 @@ def _configs(config: Any, kind: type[TrainConfig], own: dict[str, Any]) -> dict[
         return {config.out: kind(**own)}
     found: dict[Path, TrainConfig] = {}
     for name, given in read_yaml(config.several).items():
+        if str(name) in (".", "..") or Path(str(name)).name != str(name):
+            raise MechlabError("name of a dictionary is no name of a directory", name, "use one plain word")
         if not isinstance(given, dict):
             raise MechlabError("settings of a dictionary must be keys and values", name, "see --help")
         arch = architecture(str(given.pop("arch", kind.arch))).Config
