@@ -137,6 +137,13 @@ def test_contexts_must_fit_the_model(
         evaluate(subject, dictionary, corpus, n_ctx=n_ctx)
 
 
+def test_contexts_of_one_token_predict_nothing(
+    subject: Subject, corpus: Corpus, dictionary: Dictionary
+) -> None:
+    with pytest.raises(MechlabError, match="no token is predicted from another but BOS: n_ctx 2"):
+        evaluate(subject, dictionary, corpus, tokens=50, n_ctx=2)
+
+
 def test_a_model_that_fills_gaps_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     bert = load_model(save_tiny_model(tmp_path / "bert", "bert"))
     with pytest.raises(MechlabError, match="predicts the next token"):

@@ -164,6 +164,10 @@ def evaluate(
     sums = np.stack(list(totals.values()))
     whole = sums.sum(0)
     counted = whole[_PREDICTED]
+    if counted == 0:
+        raise MechlabError(
+            "no token is predicted from another but BOS", f"n_ctx {n_ctx}", "use longer contexts"
+        )
     return Evaluation(
         tokens=seen,
         documents=len(sums),
