@@ -50,10 +50,14 @@ class JumpReLUConfig(PenaltyConfig):
 
     penalty: Literal["step", "quadratic", "tanh"] = "step"
     """Sparsity penalty: L0; squared distance to target_l0; or tanh of the activations."""
-    threshold: float = 0.1
-    """Threshold at the start, activations having norm sqrt(d)."""
-    bandwidth: float = 0.1
-    """Width of the straight-through rectangle around the threshold, in the same units."""
+    sparsity: float = 1.0
+    """Weight of the sparsity penalty beside the squared error, activations having norm sqrt(d)."""
+    threshold: float = 1.0
+    """Threshold at the start, in the same units. A threshold moves by no more than the learning rate a
+    step, so a short training needs one that is nearly right: this one is, for a few dozen latents."""
+    bandwidth: float = 1.0
+    """Width of the straight-through rectangle around the threshold, in the same units. The paper's
+    0.001 is for a hundred times as many steps: the fewer, the more latents must be inside."""
     pre_act: float = 1e-3
     """Weight of the loss that lifts dead latents' pre-activations to their threshold; 0 turns it off."""
 
