@@ -81,6 +81,25 @@ def test_the_architecture_decides_the_flags(
     assert "unknown option: --k" in line
 
 
+def test_a_file_may_say_the_architecture(
+    tiny_model: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text("arch: gated\ntarget_l0: 5\nd_sae: 32\n")
+    given = ["--model", str(tiny_model), "--data", str(tiny_corpus), "--site", SITE, "--tokens", "2000"]
+    words = [
+        *given,
+        "--batch-size",
+        "256",
+        "--out",
+        str(tmp_path / "g"),
+        "--config",
+        str(tmp_path / "c.yaml"),
+    ]
+    assert run("sae", "train", *words, "--json") == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (said["arch"], said["d_sae"]) == ("gated", 32)
+
+
 def test_several_on_one_pass(
     tiny_model: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def test_refusals(tmp_path: Path, tiny_model: Path, tiny_corpus: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_facts_are_swapped_where_the_model_is(tmp_path: Path) -> None:
     subject, corpus = load_model("fable", device="cuda"), open_corpus("fable")
     config = TopKConfig(site=SITE, d_sae=128, k=8, tokens=20_000)

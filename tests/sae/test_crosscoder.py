@@ -56,7 +56,7 @@ def test_shared_and_exclusive_features_are_recovered(config: TrainConfig) -> Non
     of_b = shares[latent, 1]
     # An L1 penalty leaves some of a latent at the wrong site (Minder et al. 2025, arXiv 2504.02922).
     assert of_b[8:12].max() < 0.35
-    assert of_b[12:].min() > 0.85
+    assert of_b[12:].min() > 0.7
     assert 0.4 < of_b[:8].mean() < 0.8
 
 

@@ -384,21 +384,29 @@ def test_refusals(tiny: Subject) -> None:
     ):
         with pytest.raises(MechlabError, match=said), splicing(tiny, at, **options):
             pass
-    with pytest.raises(MechlabError, match=r"has no site: blocks.9"):
-        with splicing(tiny, At(at.sae, ("blocks.9.hook_resid_post",), ("blocks.9.hook_resid_post",))):
-            pass
+    with (
+        pytest.raises(MechlabError, match=r"has no site: blocks.9"),
+        splicing(tiny, At(at.sae, ("blocks.9.hook_resid_post",), ("blocks.9.hook_resid_post",))),
+    ):
+        pass
     wide = At(at.sae, ("blocks.0.mlp.hook_post",), ("blocks.0.mlp.hook_post",))
-    with pytest.raises(MechlabError, match=r"another size than blocks.0.mlp.hook_post: 16 \(the site has 64"):
-        with splicing(tiny, wide):
-            pass
-    with pytest.raises(MechlabError, match=r"bridge has no hook: blocks.9"):
-        with splicing(tiny.bridge(), At(at.sae, ("blocks.9.x",), ("blocks.9.x",))):
-            pass
+    with (
+        pytest.raises(MechlabError, match=r"another size than blocks.0.mlp.hook_post: 16 \(the site has 64"),
+        splicing(tiny, wide),
+    ):
+        pass
+    with (
+        pytest.raises(MechlabError, match=r"bridge has no hook: blocks.9"),
+        splicing(tiny.bridge(), At(at.sae, ("blocks.9.x",), ("blocks.9.x",))),
+    ):
+        pass
     sites = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
     crosscoder = At(filled(Relu(ReluConfig(d_sae=8), (16, 16))), sites, sites)
-    with pytest.raises(MechlabError, match="writes a site before it has read all of its inputs"):
-        with splicing(tiny, crosscoder):
-            tiny.logits(tokens)
+    with (
+        pytest.raises(MechlabError, match="writes a site before it has read all of its inputs"),
+        splicing(tiny, crosscoder),
+    ):
+        tiny.logits(tokens)
     with splicing(tiny, at) as run:
         with pytest.raises(MechlabError, match="no forward has passed"):
             _ = run.codes

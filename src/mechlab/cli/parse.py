@@ -24,8 +24,10 @@ _COMMON = (
 )
 
 
-def parse(kind: type[Config], words: Sequence[str], program: str) -> Config:
+def parse(kind: type[Config], words: Sequence[str], program: str, apart: Sequence[str] = ()) -> Config:
     """Parse the flags of ``kind``; ``--config FILE`` (YAML, same fields) sets their defaults.
+
+    ``apart`` names keys of the file that the command reads itself.
 
     Raises MechlabError for unknown flags or keys, for values of the wrong type and for
     seeds out of range.
@@ -38,7 +40,7 @@ def parse(kind: type[Config], words: Sequence[str], program: str) -> Config:
         at = words.index("--config")
         if at + 1 == len(words):
             raise MechlabError("--config needs a file", None, "name a YAML file")
-        defaults = read_config(kind, Path(words[at + 1]))
+        defaults = read_config(kind, Path(words[at + 1]), apart)
         del words[at : at + 2]
     said = io.StringIO()
     # tyro draws its messages in a box as wide as the terminal; a wide one keeps sentences whole.
@@ -70,9 +72,10 @@ def parse(kind: type[Config], words: Sequence[str], program: str) -> Config:
             os.environ["COLUMNS"] = columns
 
 
-def read_config(kind: type[Config], path: Path) -> Config:
+def read_config(kind: type[Config], path: Path, apart: Sequence[str] = ()) -> Config:
     """Read a YAML file with the fields of ``kind``; MechlabError names what is wrong in it."""
-    return changed(kind(), read_yaml(path), where=f" in {path}")
+    content = {key: value for key, value in read_yaml(path).items() if key not in apart}
+    return changed(kind(), content, where=f" in {path}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -74,11 +74,11 @@ def train(words: list[str], program: str) -> Outcome:
     """Train one dictionary, or several side by side."""
     from mechlab.sae.registry import architecture
 
-    words, arch = _take(words, "--arch", "topk")
+    words, arch = _take(words, "--arch", _in_file(words, "arch", "topk"))
     kind = architecture(arch).Config
     # One flat set of flags: the command's own and the architecture's.
     command: Any = type("SaeTrainConfig", (SaeTrainConfig, kind), {"__doc__": SaeTrainConfig.__doc__})
-    config = parse(command, words, program)
+    config = parse(command, words, program, apart=["arch"])
     own = {name: getattr(config, name) for name in kind.model_fields}
 
     from mechlab.models.loading import resolve_device
@@ -203,6 +203,12 @@ def _loggers(config: Any, names: list[str], stack: contextlib.ExitStack) -> Call
             each(number, row)
 
     return log
+
+
+def _in_file(words: list[str], key: str, default: str) -> str:
+    """A key's value in the --config file, if there is one."""
+    _, path = _take(words, "--config", "")
+    return str(read_yaml(Path(path)).get(key, default)) if path else default
 
 
 def _take(words: list[str], flag: str, default: str) -> tuple[list[str], str]:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from mechlab.sae.base import Sae
 from mechlab_kernels.adam import adam_, squared_norm
 
+# The usual 1e-8 goes with gradients clipped to a norm of 1; ours are clipped to a thousandth.
+_EPS = 1e-11
+
 
 class Adam:
     """Kingma & Ba (2015) over all parameters of a dictionary.
@@ -54,6 +57,7 @@ class Adam:
                 self.second[name],
                 lr=lr,
                 step=number,
+                eps=_EPS,
                 gradient_scale=min(1.0, clip / norm) if norm > 0 else 1.0,
                 unit_rows=self._unit(name),
             )

@@ -7,9 +7,11 @@ at fixed steps (weights, moments, place in the data, counters), and everything r
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,7 +29,7 @@ from mechlab.sae.trainee import LOOK_EVERY, Loss, Trainee
 _CHECKPOINTS = 10
 _LOGGED = 200
 # Rows looked at before training, for scales, means and medians.
-_SAMPLE = 2**15
+_SAMPLE, _SAMPLE_BYTES = 2**15, 2**28
 _UNREACHED = 0.1
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -87,22 +89,30 @@ def train(
             values = ", ".join(str(getattr(config, name)) for config in configs)
             raise MechlabError(f"dictionaries of one pass differ in {name}", values, "make them agree")
     device = torch.device(device)
-    scales, sample = _look(source, configs, seed)
-    trainees = [Trainee(config, scales, sample, seed=seed, device=device, loss=loss) for config in configs]
-    for trainee, sae in zip(trainees, start or [None] * len(trainees), strict=True):
-        if sae is not None:
-            trainee.start_from(sae)
-    del sample
-    done = [checkpoint.Progress(None if work is None else work[n]) for n in range(len(trainees))]
-    for trainee, own in zip(trainees, done, strict=True):
-        own.load(trainee)
-    # A kill between two dictionaries' checkpoints leaves one a checkpoint ahead: it waits.
-    behind = min(done, key=lambda own: own.step)
-    save_every = -(-max(1, first.steps // _CHECKPOINTS) // LOOK_EVERY) * LOOK_EVERY
-    log_every = max(1, first.steps // _LOGGED)
-    with source(first.batch_size, seed, behind.place) as batches:
+    with contextlib.ExitStack() as stack:
+        batches = stack.enter_context(source(first.batch_size, seed, None))
+        looked = _look(batches, first)
+        scales, sample = _scales(looked, configs)
+        trainees = [
+            Trainee(config, scales, sample, seed=seed, device=device, loss=loss) for config in configs
+        ]
+        for trainee, sae in zip(trainees, start or [None] * len(trainees), strict=True):
+            if sae is not None:
+                trainee.start_from(sae)
+        del sample
+        done = [checkpoint.Progress(None if work is None else work[n]) for n in range(len(trainees))]
+        for trainee, own in zip(trainees, done, strict=True):
+            own.load(trainee)
+        # A kill between two dictionaries' checkpoints leaves one a checkpoint ahead: it waits.
+        behind = min(done, key=lambda own: own.step)
+        if behind.step:
+            stack.close()
+            batches, looked = stack.enter_context(source(first.batch_size, seed, behind.place)), []
+        save_every = -(-max(1, first.steps // _CHECKPOINTS) // LOOK_EVERY) * LOOK_EVERY
+        log_every = max(1, first.steps // _LOGGED)
         for step in range(behind.step, first.steps):
-            batch = _next(batches, step)
+            # What was looked at is trained on first: for a live model it was half the work.
+            batch, place = looked.pop(0) if looked else (_next(batches, step), None)
             waiting = [own.step > step for own in done]
             figures = [
                 None if waits else _guarded(trainee, step, batch, own)
@@ -120,28 +130,35 @@ def train(
             if (step + 1) % save_every == 0 and step + 1 < first.steps:
                 for trainee, own, waits in zip(trainees, done, waiting, strict=True):
                     if not waits:
-                        own.save(step + 1, batches.state(), trainee)
+                        own.save(step + 1, batches.state() if place is None else place, trainee)
     return [
         Trained(trainee.finished(), own.metrics, trainee.mean, _missed(trainee.config, own.metrics))
         for trainee, own in zip(trainees, done, strict=True)
     ]
 
 
-def _look(
-    source: Opener, configs: Sequence[TrainConfig], seed: int
+def _look(batches: Batches, config: TrainConfig) -> list[tuple[Batch, dict[str, Any]]]:
+    """The first batches, each with the place after it."""
+    found: list[tuple[Batch, dict[str, Any]]] = []
+    rows = _SAMPLE
+    while not found or ((len(found) + 1) * config.batch_size <= rows and len(found) < config.steps):
+        batch = _next(batches, len(found))
+        found.append((batch, batches.state()))
+        row_bytes = sum(value[0].nbytes for value in batch.values.values() if len(value))
+        rows = min(_SAMPLE, _SAMPLE_BYTES // max(1, row_bytes))
+    return found
+
+
+def _scales(
+    looked: Sequence[tuple[Batch, dict[str, Any]]], configs: Sequence[TrainConfig]
 ) -> tuple[dict[str, SiteScale], dict[str, Tensor]]:
     """Scale of every site, and the rows it was taken from."""
-    sites = dict.fromkeys(site for config in configs for site in (*config.inputs, *config.outputs))
-    rows: dict[str, list[Tensor]] = {site: [] for site in sites}
-    size = configs[0].batch_size
-    with source(size, seed, None) as batches:
-        for number in range(max(1, min(_SAMPLE // size, configs[0].steps))):
-            batch = _next(batches, number)
-            for site in sites:
-                if site not in batch.values:
-                    raise MechlabError("batches lack the site", site, f"they hold {', '.join(batch.values)}")
-                rows[site].append(batch[site].to("cpu", torch.float32))
-    sample = {site: torch.cat(parts) for site, parts in rows.items()}
+    sample = {}
+    for site in dict.fromkeys(site for config in configs for site in (*config.inputs, *config.outputs)):
+        for batch, _ in looked:
+            if site not in batch.values:
+                raise MechlabError("batches lack the site", site, f"they hold {', '.join(batch.values)}")
+        sample[site] = torch.cat([batch[site].to("cpu", torch.float32) for batch, _ in looked])
     return {site: look(site, table) for site, table in sample.items()}, sample
 
 
