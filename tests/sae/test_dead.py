@@ -74,7 +74,7 @@ def test_resampling_writes_into_the_weights(arch: str, arrangement: str) -> None
     for name in names:
         assert not getattr(sae, name)[dead].any()
     if arch == "jumprelu":
-        torch.testing.assert_close(sae.threshold[dead], torch.full((3,), 0.1).double())
+        torch.testing.assert_close(sae.threshold[dead], torch.full((3,), 0.2).double())
 
 
 @pytest.mark.parametrize("arch", PENALISED)

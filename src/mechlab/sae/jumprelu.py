@@ -139,9 +139,10 @@ class JumpReLU(Sae):
 
     @torch.no_grad()
     def reset(self, latents: Int[Tensor, "latent"]) -> None:
-        """Set what a latent has besides its directions to where training starts."""
+        """Set what a latent has besides its directions to where a resampled latent starts."""
         super().reset(latents)
-        self.threshold[latents] = self.config.threshold
+        # A fifth, like the encoder that resampling gives.
+        self.threshold[latents] = 0.2 * self.config.threshold
 
     def finish(self) -> Sae:
         """This dictionary, with no threshold below zero."""
