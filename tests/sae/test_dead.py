@@ -125,7 +125,7 @@ def test_resampling_revives_latents_in_training(arch: str) -> None:
                 "sparsity": 0.3,
             }
             | {"resample": times}
-            | ({"pre_act": 0.0} if arch == "jumprelu" else {})
+            | ({"pre_act": 0.0, "threshold": 0.1, "bandwidth": 0.1} if arch == "jumprelu" else {})
         )
         made = train(tables({"a": x}), [config], start=[start])[0]
         dead.append(made.metrics[-1]["dead"])
