@@ -378,7 +378,8 @@ def one_pass(*, dictionaries: int, tokens: int, device: torch.device) -> dict[st
     site = f"blocks.{subject.module.config.num_hidden_layers // 2}.hook_resid_post"
     source = mixed(live(subject, open_corpus("fable"), site), (site,), str(device))
     base = TopKConfig(site=site, d_sae=1024, k=16, tokens=tokens)
-    configs = [base.model_copy(update={"k": 8 * (n + 1)}) for n in range(dictionaries)]
+    # Rates differ, work does not.
+    configs = [base.model_copy(update={"lr": 1e-3 * (n + 1)}) for n in range(dictionaries)]
 
     def passing() -> None:
         with source(base.batch_size, 0, None) as batches:
@@ -391,7 +392,7 @@ def one_pass(*, dictionaries: int, tokens: int, device: torch.device) -> dict[st
         "several": lambda: train(source, configs),
     }
     seconds: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(3):
+    for _ in range(5):
         for name, call in work.items():
             started = time.perf_counter()
             call()
