@@ -72,11 +72,14 @@ class Trainee:
 
     def scaled(self, batch: Batch) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row d_out"]]:
         """Inputs and outputs of a batch in training units."""
-        x, y = (
-            torch.cat([batch[site].to(self._device, torch.float32) for site in sites], dim=1)
-            for sites in (self.config.inputs, self.config.outputs)
-        )
-        return x * self.x_scale, y * self.y_scale
+        x = self._side_by_side(batch, self.config.inputs) * self.x_scale
+        if self.config.inputs == self.config.outputs:
+            return x, x
+        return x, self._side_by_side(batch, self.config.outputs) * self.y_scale
+
+    def _side_by_side(self, batch: Batch, sites: tuple[str, ...]) -> Float[Tensor, "row d"]:
+        parts = [batch[site].to(self._device, torch.float32) for site in sites]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def step(self, number: int, batch: Batch) -> Callable[[], dict[str, float]]:
         """Train on a batch; returns a function that gives the step's figures.
