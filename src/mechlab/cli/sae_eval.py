@@ -147,7 +147,7 @@ def _rows(table: Table, name: str, figures: dict[str, Any]) -> None:
         elif isinstance(value, dict) and key not in ("best", "cosine_histogram"):
             _rows(table, label, value)
         elif isinstance(value, int | float):
-            table.add_row(label, f"{value:,.4g}", "", "", "")
+            table.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:,.4g}", "", "", "")
 
 
 def _figure(value: float | None) -> str:
