@@ -259,6 +259,21 @@ def test_killed_runs_end_with_the_same_numbers(
     assert numbers(json.loads(done.stdout)) == want
 
 
+def test_an_interrupt_inside_compiled_code_is_one_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mechlab.cli import model
+
+    def compiled(*_: object) -> None:
+        raise SystemError("CPUDispatcher(<function f>) returned a result with an exception set")
+
+    monkeypatch.setattr(model, "list_models", compiled)
+    with pytest.raises(SystemExit) as stopped:
+        main(["model", "list"])
+    assert stopped.value.code == 130
+    assert "to go on: mechlab model list" in capsys.readouterr().err
+
+
 def test_interrupt_prints_how_to_go_on(tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     words = [*small(tiny_model, tiny_corpus, tmp_path / "r"), "--train-tokens", "50000000"]
     child = subprocess.Popen([sys.executable, "-m", "mechlab", *words], stderr=subprocess.PIPE, text=True)

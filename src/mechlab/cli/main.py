@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MechlabError as error:
         print(f"mechlab: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError) as error:
+        # An interrupt that falls into a call of compiled code comes out as a SystemError.
+        if isinstance(error, SystemError) and "with an exception set" not in str(error):
+            raise
         print(f"\nmechlab: interrupted; to go on: mechlab {shlex.join(words)}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
