@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from spliced import (
+    IN,
+    KINDS,
+    LAYERS_IN,
+    LAYERS_OUT,
+    OUT,
+    RESID,
+    clt_at,
+    filled,
+    hooks,
+    metric,
+    sae_at,
+    tokens_of,
+    transcoder_at,
+)
 from torch import Tensor
 
 from mechlab.activations.capture import read_sites
 from mechlab.errors import MechlabError
 from mechlab.interventions.edit import editing
 from mechlab.models.subject import Subject, load_model
-from mechlab.sae.base import Sae
-from mechlab.sae.clt import Clt, CltConfig
 from mechlab.sae.codes import Codes, scatter
 from mechlab.sae.registry import ARCHITECTURES
 from mechlab.sae.relu import Relu, ReluConfig
 from mechlab.sae.splice import At, splicing
-from mechlab.sae.topk import TopK, TopKConfig
 from tiny import save_tiny_model
-
-RESID = "blocks.0.hook_resid_post"
-IN, OUT = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
-LAYERS_IN, LAYERS_OUT = ("blocks.0.mlp.hook_in", IN), ("blocks.0.hook_mlp_out", OUT)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "gpt_neox", "llama", "fable"])
@@ -38,44 +44,6 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def tiny(tiny_model: Path) -> Subject:
     return load_model(tiny_model)
-
-
-def tokens_of(subject: Subject) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(3, subject.module.config.vocab_size, (2, 7), generator=generator)
-    rows[:, 0] = subject.bos
-    return rows
-
-
-def filled(sae: Sae, seed: int = 0, size: float = 0.3) -> Sae:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in sae.parameters():
-            p.copy_(size * torch.randn(p.shape, generator=generator))
-    return sae.requires_grad_(False)
-
-
-def sae_at(subject: Subject, site: str = RESID, d_sae: int = 40, k: int = 6) -> At:
-    return At(filled(TopK(TopKConfig(d_sae=d_sae, k=k), subject.site(site).dim)), (site,), (site,))
-
-
-def transcoder_at(subject: Subject, *, skip: bool = True) -> At:
-    config = TopKConfig(site=IN, target=OUT, d_sae=40, k=6, skip=skip)
-    sae = TopK(config, (subject.site(IN).dim,), (subject.site(OUT).dim,))
-    return At(filled(sae), (IN,), (OUT,))
-
-
-def clt_at(subject: Subject) -> At:
-    config = CltConfig(site=",".join(LAYERS_IN), target=",".join(LAYERS_OUT), d_sae=40, k=3)
-    sizes = [tuple(subject.site(site).dim for site in sites) for sites in (LAYERS_IN, LAYERS_OUT)]
-    return At(filled(Clt(config, *sizes)), LAYERS_IN, LAYERS_OUT)
-
-
-KINDS: dict[str, Callable[[Subject], At]] = {"sae": sae_at, "transcoder": transcoder_at, "clt": clt_at}
-
-
-def hooks(module: Any) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,99 +135,6 @@ def test_clamping_sets_an_activation_everywhere(tiny: Subject, kind: str) -> Non
         ablated = tiny.logits(tokens)
     with splicing(tiny, at, clamp={latent: 0.0}):
         torch.testing.assert_close(tiny.logits(tokens), ablated, atol=1e-5, rtol=1e-5)
-
-
-def metric(subject: Subject, tokens: Tensor) -> Tensor:
-    logits: Tensor = subject.module(tokens, use_cache=False).logits
-    return logits[:, -1].log_softmax(-1)[:, 5].sum()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("error", [True, False])
-def test_gradients_at_latents_and_errors_equal_finite_differences(
-    tiny_model: Path, kind: str, error: bool
-) -> None:
-    subject = load_model(tiny_model, dtype=torch.float64)
-    tokens, at = tokens_of(subject), KINDS[kind](subject)
-    at.sae.double()
-    with splicing(subject, at, error=error) as run:
-        metric(subject, tokens).backward()
-    assert all(p.grad is None for p in [*subject.module.parameters(), *at.sae.parameters()])
-    gradient, h, last = run.dense(run.gradient), 1e-5, at.outputs[-1]
-    dense = run.dense(run.codes)
-    active = dense.nonzero().tolist()
-    # Latents that write to the last site alone, so that moving the site there is moving the latent.
-    tried = [place for place in active if kind != "clt" or place[2] >= 20][::9]
-    assert len(tried) > 2
-    with torch.no_grad():
-        for row, position, latent in tried:
-            values = []
-            for sign in (1, -1):
-                moved = torch.zeros(2, 7, 16, dtype=torch.float64)
-                moved[row, position] = sign * h * at.sae.W_dec[latent, -16:]
-                with splicing(subject, at, error=error), editing(subject, last, lambda y, m=moved: y + m):
-                    values.append(float(metric(subject, tokens)))
-            slope = (values[0] - values[1]) / (2 * h)
-            assert float(gradient[row, position, latent]) == pytest.approx(slope, rel=1e-5, abs=1e-8)
-    if error:
-        node = run.error[last].grad
-        assert node is not None
-        if kind != "clt":
-            # Latents and error enter by the same sum.
-            torch.testing.assert_close(
-                (node @ at.sae.W_dec[:, -16:].T)[dense != 0], gradient[dense != 0], rtol=1e-9, atol=1e-12
-            )
-
-
-def test_a_latent_that_writes_to_several_layers_has_the_gradient_of_all(tiny_model: Path) -> None:
-    subject = load_model(tiny_model, dtype=torch.float64)
-    tokens, at = tokens_of(subject), clt_at(subject)
-    at.sae.double()
-    with splicing(subject, at, error=False) as run:
-        metric(subject, tokens).backward()
-    dense, gradient = run.dense(run.codes), run.dense(run.gradient)
-    row, position, latent = next(place for place in dense.nonzero().tolist() if place[2] < 20)
-    h, values = 1e-5, []
-    with torch.no_grad():
-        for sign in (1, -1):
-            delta = torch.zeros(2, 7, 1, dtype=torch.float64)
-            delta[row, position] = sign * h
-            both = at.sae.W_dec[latent]
-            with (
-                splicing(subject, at, error=False),
-                editing(subject, LAYERS_OUT[0], lambda y, d=delta * both[:16]: y + d),
-                editing(subject, LAYERS_OUT[1], lambda y, d=delta * both[16:]: y + d),
-            ):
-                values.append(float(metric(subject, tokens)))
-    slope = (values[0] - values[1]) / (2 * h)
-    assert float(gradient[row, position, latent]) == pytest.approx(slope, rel=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("error", [True, False])
-def test_gradients_pass_on_to_what_lies_upstream(tiny_model: Path, kind: str, error: bool) -> None:
-    """With its error an unchanged splice is the identity, in gradients too; without, the true derivative."""
-    subject = load_model(tiny_model, dtype=torch.float64)
-    tokens, at = tokens_of(subject), KINDS[kind](subject)
-    at.sae.double()
-    embedded = subject.module.get_input_embeddings()(tokens)
-
-    def value(inputs: Tensor) -> Tensor:
-        return subject.module(inputs_embeds=inputs, use_cache=False).logits[:, -1, 5].sum()
-
-    leaf = embedded.clone().requires_grad_()
-    with splicing(subject, at, error=error):
-        value(leaf).backward()
-    if error:
-        other = embedded.clone().requires_grad_()
-        value(other).backward()
-        torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-9, atol=1e-12)
-        return
-    generator = torch.Generator().manual_seed(1)
-    step = 1e-6 * torch.randn(embedded.shape, generator=generator, dtype=torch.float64)
-    with torch.no_grad(), splicing(subject, at, error=False):
-        slope = float(value(embedded + step) - value(embedded - step)) / 2
-    assert float((leaf.grad * step).sum()) == pytest.approx(slope, rel=1e-4)
 
 
 def test_errors_of_another_run_may_be_given(tiny: Subject) -> None:
