@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reading import difference
 from torch import Tensor
 
 from mechlab.circuits.attribution import METHODS, edge_scores, gradient_points, node_scores
 from mechlab.circuits.find import top_edges
 from mechlab.circuits.graph import Graph
-from mechlab.circuits.metrics import logit_difference
 from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Stage
 
@@ -32,7 +32,7 @@ def naive_scores(forward, task, points) -> Tensor:
             return torch.stack(copies[stage.readers.start :])
 
         run = forward.run(x=low + point * (high - low), positions=task.positions["end"], read=read)
-        gradients = torch.autograd.grad(logit_difference(run.logits, task).sum(), copies)
+        gradients = torch.autograd.grad(difference(run.logits, task).sum(), copies)
         for source, reader in graph.real.nonzero().tolist():
             found[source, reader] += ((clean[source] - corrupt[source]) * gradients[reader]).sum()
     return found / len(points) / len(task)
@@ -69,7 +69,7 @@ def test_first_order_effect_of_every_edge(architecture, random_module, random_ta
                 return streams
 
             run = forward.run(task.clean, positions=task.positions["end"], read=read)
-            values.append(float(logit_difference(run.logits, task).mean()))
+            values.append(float(difference(run.logits, task).mean()))
         slope = (values[0] - values[1]) / (2 * step)
         assert float(scores[source, reader]) == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
@@ -84,7 +84,7 @@ def test_edges_of_a_source_sum_to_its_node_score(architecture, random_module, ra
         return outputs + leaves[-1]
 
     run = forward.run(task.clean, positions=task.positions["end"], write=write)
-    gradient = torch.cat(torch.autograd.grad(logit_difference(run.logits, task).sum(), leaves))
+    gradient = torch.cat(torch.autograd.grad(difference(run.logits, task).sum(), leaves))
     gap = forward.run(task.clean, keep=True).sources - forward.run(task.corrupt, keep=True).sources
     expected = (gradient * gap).flatten(1).sum(1) / len(task)
     scores = edge_scores(forward, task, method="eap")
@@ -106,7 +106,7 @@ def test_mlp_node_score_through_the_module_itself(architecture, random_module, r
     module(task.corrupt)
     for handle in handles:
         handle.remove()
-    gradients = torch.autograd.grad(logit_difference(logits, task).sum(), clean)
+    gradients = torch.autograd.grad(difference(logits, task).sum(), clean)
     expected = [
         float((g * (a - b)).detach().sum()) / len(task)
         for g, a, b in zip(gradients, clean, outputs, strict=True)
@@ -120,7 +120,7 @@ def test_integrated_gradients_are_complete(architecture, random_module, random_t
     """The embedding's edges sum to m(clean) − m(corrupt) as the steps grow."""
     forward, task = DecomposedForward(random_module(architecture, 4)), random_task(4)
     ends = [
-        logit_difference(forward.run(tokens, positions=task.positions["end"]).logits, task).mean()
+        difference(forward.run(tokens, positions=task.positions["end"]).logits, task).mean()
         for tokens in (task.clean, task.corrupt)
     ]
     gap = float(ends[0] - ends[1])

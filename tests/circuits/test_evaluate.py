@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reading import difference
 from torch import Tensor
 
 from mechlab.circuits.evaluate import faithfulness, random_circuits, run_circuits
@@ -23,8 +24,8 @@ def test_all_edges_are_the_model_and_none_the_corrupt_run(architecture, random_m
     real = Graph(forward.shape).real
     masks = torch.stack([real, torch.zeros_like(real)])
     values, whole, empty = run_circuits(forward, task, masks, batch_size=4)
-    torch.testing.assert_close(whole, logit_difference(module(task.clean).logits[:, -1], task), **CLOSE)
-    torch.testing.assert_close(empty, logit_difference(module(task.corrupt).logits[:, -1], task), **CLOSE)
+    torch.testing.assert_close(whole, difference(module(task.clean).logits[:, -1], task), **CLOSE)
+    torch.testing.assert_close(empty, difference(module(task.corrupt).logits[:, -1], task), **CLOSE)
     torch.testing.assert_close(values, torch.stack([whole, empty]), **CLOSE)
 
 
@@ -51,7 +52,7 @@ def slow_circuit(forward: DecomposedForward, task: Task, mask: Tensor) -> Tensor
         return torch.stack(streams)
 
     run = forward.run(task.clean, positions=task.positions["end"], read=read, write=write)
-    return logit_difference(run.logits, task)
+    return difference(run.logits, task)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -132,7 +133,7 @@ def test_probability_difference(random_task) -> None:
     sets = Task(**{**vars(task), "right_set": right, "wrong_set": wrong})
     # A fourth column pads the model's vocabulary beyond the tokenizer's.
     logits = torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]]).log()
-    torch.testing.assert_close(probability_difference(logits, sets), torch.tensor([0.1, -0.4]))
+    torch.testing.assert_close(probability_difference(logits, sets, logits), torch.tensor([0.1, -0.4]))
     rows = list(batches(sets, 1, torch.device("cpu")))
     assert [len(row) for row in rows] == [1, 1]
     assert torch.equal(rows[1].clean, task.clean[1:])

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from reading import difference
 
 from mechlab.circuits.attribution import edge_scores, node_scores
 from mechlab.circuits.graph import Graph
@@ -42,17 +43,17 @@ def test_heads_equal_hooks_on_the_module(layer, head, random_module, random_task
         handle = point.register_forward_pre_hook(replace_head)
         logits = module(tokens).logits[:, -1]
         handle.remove()
-        return logit_difference(logits, task)
+        return difference(logits, task)
 
-    noising = logit_difference(clean_logits, task) - patched(task.clean, corrupt)
-    denoising = patched(task.corrupt, clean) - logit_difference(corrupt_logits, task)
+    noising = difference(clean_logits, task) - patched(task.clean, corrupt)
+    denoising = patched(task.corrupt, clean) - difference(corrupt_logits, task)
     forward = DecomposedForward(module)
     row = Graph(forward.shape).source(f"a{layer}.h{head}")
     found = patch_nodes(forward, task, [row], metric=logit_difference)
     torch.testing.assert_close(found[0][0], noising, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found[1][0], denoising, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found[2], logit_difference(clean_logits, task), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found[3], logit_difference(corrupt_logits, task), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[2], difference(clean_logits, task), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[3], difference(corrupt_logits, task), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -61,11 +62,11 @@ def test_mlps_equal_hooks_on_the_module(architecture, layer, random_module, rand
     layers = module.transformer.h if architecture == "gpt2" else module.base_model.layers
     outputs = []
     handle = layers[layer].mlp.register_forward_hook(lambda _m, _i, out: outputs.append(out))
-    clean = logit_difference(module(task.clean).logits[:, -1], task)
+    clean = difference(module(task.clean).logits[:, -1], task)
     module(task.corrupt)
     handle.remove()
     handle = layers[layer].mlp.register_forward_hook(lambda _m, _i, _out: outputs[1])
-    noised = logit_difference(module(task.clean).logits[:, -1], task)
+    noised = difference(module(task.clean).logits[:, -1], task)
     handle.remove()
     forward = DecomposedForward(module)
     row = Graph(forward.shape).source(f"m{layer}")

@@ -14,7 +14,7 @@ from torch import nn
 
 from mechlab.circuits import metrics
 from mechlab.data import fable
-from mechlab.data.tasks import make_task
+from mechlab.data.tasks import Task, make_task
 from mechlab.errors import MechlabError
 from mechlab.models.check_fable import BARS, Check, check_fable, end_logits, probability_difference
 from mechlab.models.train_fable import build_model, train_fable
@@ -71,7 +71,11 @@ def test_probability_difference_reads_the_sets() -> None:
         assert probability_difference(logits, task).tolist() == pytest.approx([expected] * 16, abs=1e-6)
 
 
-@pytest.mark.parametrize("metric", [probability_difference, metrics.probability_difference])
+def read_by_circuits(logits: torch.Tensor, task: Task) -> torch.Tensor:
+    return metrics.probability_difference(logits, task, logits)
+
+
+@pytest.mark.parametrize("metric", [probability_difference, read_by_circuits])
 @pytest.mark.parametrize("width", [900, 1024])
 def test_answer_sets_fit_a_vocabulary_of_another_width(metric: Any, width: int) -> None:
     task = make_task("greater_than", fable.build_tokenizer(), n=8)

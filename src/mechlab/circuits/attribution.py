@@ -99,6 +99,9 @@ def _batch_scores(
             )
 
     ends = {0.0: run(0.0), 1.0: run(1.0)}
+    clean_logits = ends[1.0].logits
+    assert clean_logits is not None
+    clean_logits = clean_logits.detach()
     low, high = ends[0.0].sources, ends[1.0].sources
     assert low is not None
     assert high is not None
@@ -108,7 +111,7 @@ def _batch_scores(
         found = ends.pop(point) if point in ends else run(point)
         assert found.logits is not None
         parts = [part for trace in found.traces for part in trace.parts]
-        gradients = iter(torch.autograd.grad(metric(found.logits, batch).sum(), parts))
+        gradients = iter(torch.autograd.grad(metric(found.logits, batch, clean_logits).sum(), parts))
         for trace in found.traces:
             stage = trace.stage
             pulled = forward.pull_back(trace, tuple(next(gradients) for _ in trace.parts))

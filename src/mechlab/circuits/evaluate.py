@@ -64,7 +64,7 @@ def run_circuits(
     measure = metric_named(metric or default_metric(task))
     columns, whole, empty = [], [], []
     for pair in paired_runs(forward, task, measure, batch_size):
-        values = [measure(circuit_logits(forward, pair, mask), pair.task) for mask in masks]
+        values = [pair.metric(circuit_logits(forward, pair, mask)) for mask in masks]
         columns.append(torch.stack(values) if values else pair.clean.metric.new_empty(0, len(pair.task)))
         whole.append(pair.clean.metric)
         empty.append(pair.corrupt.metric)

@@ -1,4 +1,12 @@
-"""Metrics of a behaviour, one value per prompt, larger where the model does it more."""
+"""Metrics of a behaviour, one value per prompt, larger where the model does it more.
+
+A metric is ``(logits, task, clean) -> values``: ``clean`` holds the model's own logits on the clean
+prompts, which metrics of agreement with the model compare with. Where a task reads several positions
+the value of a prompt is the mean over them.
+
+Agreement is largest, and flat, at the clean run: its gradient there is zero, so attribution at the
+clean point needs a metric of the task (Syed et al. 2023).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +19,37 @@ from torch import Tensor
 from mechlab.data.tasks import Task
 from mechlab.errors import MechlabError, near
 
+Metric = Callable[[Tensor, Task, Tensor], Tensor]
 
-def logit_difference(logits: Float[Tensor, "n d_vocab"], task: Task) -> Float[Tensor, "n"]:
+
+def logit_difference(
+    logits: Float[Tensor, "n *read d_vocab"], task: Task, clean: Float[Tensor, "n *read d_vocab"]
+) -> Float[Tensor, "n"]:
     """Logit of the right answer minus that of the wrong one (nats; Wang et al. 2022)."""
-    rows = torch.arange(len(logits), device=logits.device)
-    return logits[rows, task.answers] - logits[rows, task.wrong]
+    pair = torch.stack([task.answers, task.wrong], -1)
+    right, wrong = logits.gather(-1, pair).unbind(-1)
+    return _per_prompt(right - wrong)
 
 
-def probability_difference(logits: Float[Tensor, "n d_vocab"], task: Task) -> Float[Tensor, "n"]:
+def log_probability(
+    logits: Float[Tensor, "n *read d_vocab"], task: Task, clean: Float[Tensor, "n *read d_vocab"]
+) -> Float[Tensor, "n"]:
+    """Log-probability of the right answer (nats)."""
+    return _per_prompt(logits.log_softmax(-1).gather(-1, task.answers[..., None])[..., 0])
+
+
+def accuracy(
+    logits: Float[Tensor, "n *read d_vocab"], task: Task, clean: Float[Tensor, "n *read d_vocab"]
+) -> Float[Tensor, "n"]:
+    """1 where the right answer has a higher logit than the wrong one, else 0. Has no gradient."""
+    pair = torch.stack([task.answers, task.wrong], -1)
+    right, wrong = logits.gather(-1, pair).unbind(-1)
+    return _per_prompt((right > wrong).to(logits.dtype))
+
+
+def probability_difference(
+    logits: Float[Tensor, "n d_vocab"], task: Task, clean: Float[Tensor, "n d_vocab"]
+) -> Float[Tensor, "n"]:
     """Probability of all right answers minus that of all wrong ones (Hanna et al. 2023, greater-than).
 
     Raises MechlabError when the task has no answer sets.
@@ -32,10 +63,35 @@ def probability_difference(logits: Float[Tensor, "n d_vocab"], task: Task) -> Fl
     return (probability * right[:, :width]).sum(-1) - (probability * wrong[:, :width]).sum(-1)
 
 
-Metric = Callable[[Tensor, Task], Tensor]
+def negative_kl(
+    logits: Float[Tensor, "n *read d_vocab"], task: Task, clean: Float[Tensor, "n *read d_vocab"]
+) -> Float[Tensor, "n"]:
+    """Minus KL(p_clean ‖ p), summed over the vocabulary (nats; the direction of Conmy et al. 2023)."""
+    own, model = logits.log_softmax(-1), clean.log_softmax(-1)
+    return -_per_prompt((model.exp() * (model - own)).sum(-1))
+
+
+def negative_l2(
+    logits: Float[Tensor, "n *read d_vocab"], task: Task, clean: Float[Tensor, "n *read d_vocab"]
+) -> Float[Tensor, "n"]:
+    """Minus the squared distance of the outputs from the model's own, summed over the vocabulary.
+
+    For outputs that are no distribution, such as those of compiled models.
+    """
+    return -_per_prompt((logits - clean).pow(2).sum(-1))
+
+
+def _per_prompt(values: Float[Tensor, "n *read"]) -> Float[Tensor, "n"]:
+    return values if values.ndim == 1 else values.flatten(1).mean(1)
+
+
 METRICS: dict[str, Metric] = {
     "logit_difference": logit_difference,
     "probability_difference": probability_difference,
+    "log_probability": log_probability,
+    "accuracy": accuracy,
+    "negative_kl": negative_kl,
+    "negative_l2": negative_l2,
 }
 
 

@@ -128,8 +128,8 @@ def patch_nodes(
         raise MechlabError("no head or MLP at row", wrong[0], f"rows are 1 … {forward.shape.n_sources - 1}")
     noising, denoising, clean, corrupt = [], [], [], []
     for pair in paired_runs(forward, task, metric, batch_size):
-        noised = _patched(forward, pair, pair.clean, pair.corrupt, nodes, metric)
-        denoised = _patched(forward, pair, pair.corrupt, pair.clean, nodes, metric)
+        noised = _patched(forward, pair, pair.clean, pair.corrupt, nodes)
+        denoised = _patched(forward, pair, pair.corrupt, pair.clean, nodes)
         noising.append(pair.clean.metric - noised)
         denoising.append(denoised - pair.corrupt.metric)
         clean.append(pair.clean.metric)
@@ -143,7 +143,7 @@ def patch_nodes(
 
 
 def _patched(
-    forward: DecomposedForward, pair: PairedRun, base: End, other: End, nodes: Sequence[int], metric: Metric
+    forward: DecomposedForward, pair: PairedRun, base: End, other: End, nodes: Sequence[int]
 ) -> Float[Tensor, "node batch"]:
     """The metric of the base run with each node's output in turn taken from the other run."""
     n, per_layer = len(pair.task), forward.shape.n_heads + 1
@@ -168,7 +168,7 @@ def _patched(
             logits = forward.run(x=x, start=layer + 1, positions=positions).logits
         assert logits is not None
         for place, block in zip(here, logits.view(len(here), n, -1), strict=True):
-            found[place] = metric(block, pair.task)
+            found[place] = pair.metric(block)
     return found
 
 

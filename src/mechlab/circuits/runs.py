@@ -23,11 +23,13 @@ class End:
     Attributes:
         sources: output of every source.
         streams: the residual stream entering each layer, and the logits at the end.
+        logits: where the task reads them.
         metric: per prompt, in the metric's units.
     """
 
     sources: Float[Tensor, "source batch pos d_model"]
     streams: tuple[Float[Tensor, "batch pos d_model"], ...]
+    logits: Float[Tensor, "batch *read d_vocab"]
     metric: Float[Tensor, "batch"]
 
 
@@ -38,6 +40,11 @@ class PairedRun:
     task: Task
     clean: End
     corrupt: End
+    measure: Metric
+
+    def metric(self, logits: Float[Tensor, "batch *read d_vocab"]) -> Float[Tensor, "batch"]:
+        """The metric of other logits for these prompts."""
+        return self.measure(logits, self.task, self.clean.logits)
 
 
 def batches(task: Task, size: int, device: torch.device) -> Iterator[Task]:
@@ -46,7 +53,7 @@ def batches(task: Task, size: int, device: torch.device) -> Iterator[Task]:
         rows = slice(first, first + size)
         moved = {
             name: getattr(task, name)[rows].to(device)
-            for name in ("clean", "corrupt", "answers", "wrong", "right_set", "wrong_set")
+            for name in ("clean", "corrupt", "answers", "wrong", "right_set", "wrong_set", "groups")
             if getattr(task, name) is not None
         }
         yield replace(
@@ -64,12 +71,14 @@ def paired_runs(
     """Both runs of every batch, without gradient."""
     for batch in batches(task, batch_size, forward.device):
         with torch.no_grad():
-            clean = _end(forward, batch, batch.clean, metric)
-            corrupt = _end(forward, batch, batch.corrupt, metric)
-        yield PairedRun(batch, clean, corrupt)
+            clean = _end(forward, batch, batch.clean, metric, None)
+            corrupt = _end(forward, batch, batch.corrupt, metric, clean.logits)
+        yield PairedRun(batch, clean, corrupt, metric)
 
 
-def _end(forward: DecomposedForward, batch: Task, tokens: Tensor, metric: Metric) -> End:
+def _end(
+    forward: DecomposedForward, batch: Task, tokens: Tensor, metric: Metric, clean: Tensor | None
+) -> End:
     streams: list[Tensor] = []
 
     def read(stage: Stage, stream: Tensor) -> Tensor:
@@ -80,4 +89,5 @@ def _end(forward: DecomposedForward, batch: Task, tokens: Tensor, metric: Metric
     run = forward.run(tokens, positions=batch.positions["end"], read=read, keep=True)
     assert run.sources is not None
     assert run.logits is not None
-    return End(run.sources, tuple(streams), metric(run.logits, batch))
+    values = metric(run.logits, batch, run.logits if clean is None else clean)
+    return End(run.sources, tuple(streams), run.logits, values)

@@ -47,20 +47,27 @@ class Task:
     those up to it: the metric is the probability of the first less that of the second. A year
     that the tokenizer splits is in neither.
 
+    Where a prediction is read at several positions (compiled models), ``answers``, ``wrong`` and
+    ``positions["end"]`` are ``[n, read]``.
+
+    ``groups`` numbers the template of each prompt, where templates have numbers; means are then
+    taken within a template.
+
     ``refused`` says which candidate pairs the tokenizer could not express, and why.
     """
 
     name: str
     clean: Int[Tensor, "n pos"]
     corrupt: Int[Tensor, "n pos"]
-    answers: Int[Tensor, "n"]
-    wrong: Int[Tensor, "n"]
-    positions: dict[str, Int[Tensor, "n"]]
+    answers: Int[Tensor, "n *read"]
+    wrong: Int[Tensor, "n *read"]
+    positions: dict[str, Int[Tensor, "n *read"]]
     prompts: tuple[str, ...]
     corrupt_prompts: tuple[str, ...]
     refused: tuple[str, ...] = ()
     right_set: Bool[Tensor, "n d_vocab"] | None = None
     wrong_set: Bool[Tensor, "n d_vocab"] | None = None
+    groups: Int[Tensor, "n"] | None = None
 
     @property
     def answer_sets(self) -> tuple[Bool[Tensor, "n d_vocab"], Bool[Tensor, "n d_vocab"]] | None:

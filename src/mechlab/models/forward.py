@@ -128,7 +128,7 @@ class Run:
     """
 
     x: Float[Tensor, "batch pos d_model"]
-    logits: Float[Tensor, "batch *pos d_vocab"] | None
+    logits: Float[Tensor, "batch *read d_vocab"] | None
     sources: Float[Tensor, "source batch pos d_model"] | None
     traces: tuple[Trace, ...]
 
@@ -180,7 +180,7 @@ class DecomposedForward:
         x: Float[Tensor, "batch pos d_model"] | None = None,
         start: int = 0,
         stop: int | None = None,
-        positions: Int[Tensor, "batch"] | None = None,
+        positions: Int[Tensor, "batch *read"] | None = None,
         read: Read | None = None,
         write: Write | None = None,
         keep: bool = False,
@@ -192,7 +192,8 @@ class DecomposedForward:
             tokens: the prompts. Give these or ``x``.
             x: the residual stream entering layer ``start``; at layer 0, the output of "embed".
             stop: stop before this layer; None runs on to the logits.
-            positions: unembed only this position of each prompt: logits are ``[batch, d_vocab]``.
+            positions: unembed only these positions of each prompt, one or several: logits are
+                ``[batch, d_vocab]`` or ``[batch, read, d_vocab]``.
             read: ``(stage, stream) -> stream``, called before each stage that reads. May return
                 one stream ``[batch, pos, d_model]`` or one per reader ``[reader, batch, pos, d_model]``.
             write: ``(stage, outputs) -> outputs``, called with each stage's source outputs
@@ -316,7 +317,8 @@ class DecomposedForward:
 
     def _logits(self, normed: Tensor, positions: Tensor | None) -> Tensor:
         if positions is not None:
-            normed = normed[torch.arange(normed.shape[0], device=normed.device), positions]
+            rows = torch.arange(normed.shape[0], device=normed.device)
+            normed = normed[rows if positions.ndim == 1 else rows[:, None], positions]
         logits: Tensor = self._unembed(normed)
         return logits
 
