@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -21,6 +21,7 @@ from transformers import (
 
 from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Stage
+from mechlab.models.weights import Attention, NoNorm, Weights
 
 SHARED = Path(os.environ.get("MECHLAB_TEST_DATA", Path(__file__).parents[3] / "shared"))
 FABLE = Path(__file__).parents[2] / "src" / "mechlab" / "models" / "fable"
@@ -118,7 +119,11 @@ def test_logits_only_where_asked() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_pull_back_equals_autograd_on_separate_copies(name: str) -> None:
-    forward, tokens = DecomposedForward(random_model(name).double()), prompts()
+    check_pull_back(DecomposedForward(random_model(name).double()), atol=1e-9)
+
+
+def check_pull_back(forward: DecomposedForward, atol: float) -> None:
+    tokens = prompts()
     x = forward.embed(tokens).requires_grad_()
     run = forward.run(x=x, trace=True)
     parts = [part for trace in run.traces for part in trace.parts]
@@ -135,7 +140,81 @@ def test_pull_back_equals_autograd_on_separate_copies(name: str) -> None:
 
     slow_run = forward.run(x=x, read=read)
     slow = torch.cat(torch.autograd.grad(slow_run.logits.square().sum(), copies))
-    torch.testing.assert_close(fast, slow, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(fast, slow, atol=atol, rtol=atol)
+
+
+class Bare(nn.Module):
+    """Two layers without norms whose attention looks both ways; states its weights itself."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+
+        def random(*shape: int) -> Tensor:
+            return 0.4 * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        torch.manual_seed(3)
+        self.embedding, self.unembed = nn.Embedding(50, 12), nn.Linear(12, 7, bias=False)
+        mlps = [nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 12)) for _ in range(2)]
+        self.attentions = [
+            Attention(
+                NoNorm(),
+                (random(2, 12, 5), random(2, 12, 5), random(2, 12, 5)),
+                (random(2, 5), None, None),
+                random(2, 5, 12),
+                None,
+                0.7,
+                None,
+                causal,
+            )
+            for _ in range(2)
+        ]
+        self.weights = Weights(
+            self.embedding,
+            random(9, 12),
+            None,
+            self.attentions,
+            [NoNorm()] * 2,
+            mlps,
+            NoNorm(),
+            self.unembed,
+            parallel=False,
+        )
+        self.double().requires_grad_(False)
+
+    def read_weights(self) -> Weights:
+        return self.weights
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens) + self.weights.positions
+        for layer, mlp in zip(self.attentions, self.weights.mlps, strict=True):
+            total = torch.zeros_like(x)
+            for head in range(2):
+                wq, wk, wv = (w[head] for w in layer.inputs)
+                scores = 0.7 * (x @ wq + layer.biases[0][head]) @ (x @ wk).transpose(1, 2)
+                if layer.causal:
+                    scores += torch.full((9, 9), -torch.inf, dtype=torch.float64).triu(1)
+                total += scores.softmax(-1) @ (x @ wv) @ layer.output[head]
+            x = x + total
+            x = x + mlp(x)
+        return self.unembed(x)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_module_that_states_its_weights(causal: bool) -> None:
+    module, tokens = Bare(causal), prompts()
+    forward = DecomposedForward(module)
+    run = forward.run(tokens, keep=True)
+    torch.testing.assert_close(run.logits, module(tokens))
+    torch.testing.assert_close(run.sources.sum(0), run.x)
+    others = tokens.clone()
+    others[:, -1] = (others[:, -1] + 1) % 50
+    first_changes = (forward.run(others).logits - run.logits)[:, 0].abs().max()
+    assert (first_changes == 0) == causal
+
+
+def test_pull_back_without_a_norm_equals_autograd() -> None:
+    check_pull_back(DecomposedForward(Bare(causal=False)), atol=1e-9)
 
 
 def test_weights_are_views() -> None:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mechlab.errors import MechlabError
-from mechlab.models.weights import Attention, Norm, read_weights
+from mechlab.models.weights import AnyNorm, Attention, read_weights
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,15 @@ Write = Callable[[Stage, Tensor], Tensor]
 
 
 class DecomposedForward:
-    """The decomposed forward of a Hugging Face causal language model.
+    """The decomposed forward of a Hugging Face causal language model, or of a compiled one.
 
     Weights are views of the module's parameters (no copies, no gradient), so later
     in-place changes to them are seen; moving the module to another device is not.
     Sequences carry no padding.
 
     Args:
-        module: an ``AutoModelForCausalLM`` module in eval mode, of a type in ``SUPPORTED``.
+        module: an ``AutoModelForCausalLM`` module in eval mode, of a type in ``SUPPORTED``,
+            or one that states its own weights.
 
     Raises:
         MechlabError: the architecture is unknown, its outputs are not additive (norms after
@@ -276,7 +277,7 @@ class DecomposedForward:
         )
         return attention.norm.pull_back(trace.x, at_norm)
 
-    def _norm(self, stage: Stage) -> Norm:
+    def _norm(self, stage: Stage) -> AnyNorm:
         return self._final_norm if stage.kind == "logits" else self._mlp_norms[stage.layer]
 
     def _project(self, attention: Attention, normed: Tensor, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -293,7 +294,7 @@ class DecomposedForward:
         return found[0], found[1], found[2]
 
     def _attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention; returns the mixed values ``[batch, pos, heads, d_head]``."""
+        """Attention; returns the mixed values ``[batch, pos, heads, d_head]``."""
         n_pos, group = q.shape[1], q.shape[2] // k.shape[2]
         if self._rotary is not None:
             cos, sin = self._rotary(q, torch.arange(n_pos, device=q.device)[None])
@@ -307,7 +308,7 @@ class DecomposedForward:
                 torch.ones(n_pos, n_pos, dtype=torch.bool, device=q.device).tril().triu(1 - attention.window)
             )
         mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=attention.scale
+            q, k, v, attn_mask=mask, is_causal=attention.causal and mask is None, scale=attention.scale
         )
         return mixed.transpose(1, 2)
 

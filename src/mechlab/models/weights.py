@@ -1,12 +1,14 @@
 """A model's weights as the decomposed forward reads them: one layout for every architecture.
 
-Everything is a view of the Hugging Face module's parameters, without gradient.
+Everything is a view of the module's parameters, without gradient. A module that is no Hugging Face
+model states its weights itself (``StatesWeights``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -59,20 +61,38 @@ class Norm:
         return pulled.addcmul_(along[..., None], unit, value=-1).mul_(inverse)
 
 
+class NoNorm:
+    """Readers see the stream as it is (compiled models)."""
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return x
+
+    def pull_back(
+        self, x: Float[Tensor, "batch pos d_model"], gradient: Float[Tensor, "reader batch pos d_model"]
+    ) -> Float[Tensor, "reader batch pos d_model"]:
+        """The gradient itself."""
+        return gradient
+
+
+AnyNorm = Norm | NoNorm
+
+
 @dataclass(frozen=True)
 class Attention:
     """One layer's attention weights, as views of the module's parameters.
 
-    ``inputs`` and ``biases`` hold query, key and value in this order.
+    ``inputs`` and ``biases`` hold query, key and value in this order. Attention that is not
+    ``causal`` sees every position and has no window.
     """
 
-    norm: Norm
+    norm: AnyNorm
     inputs: tuple[Float[Tensor, "_heads d_model d_head"], ...]
     biases: tuple[Float[Tensor, "_heads d_head"] | None, ...]
     output: Float[Tensor, "_heads d_head d_model"]
     output_bias: Float[Tensor, "d_model"] | None
     scale: float
     window: int | None
+    causal: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,19 +110,29 @@ class Weights:
     positions: Float[Tensor, "n_ctx d_model"] | None
     rotary: nn.Module | None
     attentions: list[Attention]
-    mlp_norms: list[Norm]
+    mlp_norms: Sequence[AnyNorm]
     mlps: list[nn.Module]
-    final_norm: Norm
+    final_norm: AnyNorm
     unembed: nn.Module
     parallel: bool
 
 
+@runtime_checkable
+class StatesWeights(Protocol):
+    """A module that brings its own ``Weights``."""
+
+    def read_weights(self) -> Weights:
+        """Views of its weights."""
+
+
 def read_weights(module: nn.Module) -> Weights:
-    """Views of the weights of a causal language model in eval mode.
+    """Views of the weights of a causal language model in eval mode, or of a module that states its own.
 
     Raises MechlabError for an unknown architecture, norms after attention or MLP (Gemma 2),
     cross-attention, quantised weights, or a module in training mode.
     """
+    if isinstance(module, StatesWeights):
+        return module.read_weights()
     config: Any = module.config
     kind = config.model_type
     body: Any = getattr(module, "model", None)
