@@ -155,7 +155,7 @@ class Bare(nn.Module):
 
         torch.manual_seed(3)
         self.embedding, self.unembed = nn.Embedding(50, 12), nn.Linear(12, 7, bias=False)
-        mlps = [nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 12)) for _ in range(2)]
+        mlps = [nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 12)).double() for _ in range(2)]
         self.attentions = [
             Attention(
                 NoNorm(),
