@@ -65,7 +65,8 @@ class NoNorm:
     """Readers see the stream as it is (compiled models)."""
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        return x
+        # A tensor of its own: the gradient at what a reader sees leaves out the stream that goes on.
+        return x.view_as(x)
 
     def pull_back(
         self, x: Float[Tensor, "batch pos d_model"], gradient: Float[Tensor, "reader batch pos d_model"]
