@@ -21,7 +21,7 @@ circuits*; patching before the norm, per reader, as in Conmy et al. (2023).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -133,7 +133,21 @@ class Run:
     traces: tuple[Trace, ...]
 
 
-Read = Callable[[Stage, Tensor], Tensor]
+@dataclass(frozen=True)
+class Split:
+    """A stage's streams where only some readers have one of their own.
+
+    Attributes:
+        shared: what all other readers read.
+        own: a stream for each of ``columns``, numbers of readers within the stage.
+    """
+
+    shared: Float[Tensor, "batch pos d_model"]
+    own: Float[Tensor, "reader batch pos d_model"]
+    columns: tuple[int, ...]
+
+
+Read = Callable[[Stage, Tensor], Tensor | Split]
 Write = Callable[[Stage, Tensor], Tensor]
 
 
@@ -184,6 +198,7 @@ class DecomposedForward:
         positions: Int[Tensor, "batch *read"] | None = None,
         read: Read | None = None,
         write: Write | None = None,
+        apart: Container[int] | None = None,
         keep: bool = False,
         trace: bool = False,
     ) -> Run:
@@ -196,9 +211,12 @@ class DecomposedForward:
             positions: unembed only these positions of each prompt, one or several: logits are
                 ``[batch, d_vocab]`` or ``[batch, read, d_vocab]``.
             read: ``(stage, stream) -> stream``, called before each stage that reads. May return
-                one stream ``[batch, pos, d_model]`` or one per reader ``[reader, batch, pos, d_model]``.
+                one stream ``[batch, pos, d_model]``, one per reader ``[reader, batch, pos, d_model]``,
+                or a ``Split`` where only some readers have their own.
             write: ``(stage, outputs) -> outputs``, called with each stage's source outputs
                 ``[source, batch, pos, d_model]``, "embed" included.
+            apart: layers whose heads ``write`` sees; all when None. Heads that nobody wants apart are
+                added up at once.
             keep: record the sources' outputs.
             trace: record what gradients of reader inputs need; not together with per-reader streams.
 
@@ -226,15 +244,16 @@ class DecomposedForward:
                 entry = x
             stream = entry if stage.kind == "mlp" and self.shape.parallel else x
             seen = stream if read is None else read(stage, stream)
-            shared = seen.ndim == stream.ndim
-            if trace and not shared:
+            if isinstance(seen, Split) and stage.kind != "attention":
+                seen = seen.own
+            if trace and (isinstance(seen, Split) or seen.ndim != stream.ndim):
                 raise MechlabError("trace needs readers that share one stream", stage.kind)
             if stage.kind == "attention":
                 attention = self.attentions[stage.layer]
-                q, k, v = self._project(attention, attention.norm(seen), shared)
+                q, k, v = self._project(attention, seen)
                 parts: tuple[Tensor, ...] = (q, k, v)
                 mixed = self._attend(attention, q, k, v)
-                if write is None:
+                if write is None or (apart is not None and stage.layer not in apart):
                     added = torch.einsum("bphk,hkd->bpd", mixed, attention.output)
                     outputs = self._heads(attention, mixed.detach()) if keep else added
                 else:
@@ -243,7 +262,8 @@ class DecomposedForward:
                 if attention.output_bias is not None:
                     added = added + attention.output_bias
             else:
-                seen = seen if shared else seen[0]
+                assert not isinstance(seen, Split)
+                seen = seen if seen.ndim == stream.ndim else seen[0]
                 normed = self._norm(stage)(seen)
                 parts = (normed,)
                 if stage.kind == "logits":
@@ -253,6 +273,7 @@ class DecomposedForward:
                     outputs = outputs if write is None else write(stage, outputs)
                     added = outputs[0]
             if trace:
+                assert not isinstance(seen, Split)
                 traces.append(Trace(stage, seen.detach(), parts))
             if stage.kind != "logits":
                 x = x + added
@@ -280,15 +301,30 @@ class DecomposedForward:
     def _norm(self, stage: Stage) -> AnyNorm:
         return self._final_norm if stage.kind == "logits" else self._mlp_norms[stage.layer]
 
-    def _project(self, attention: Attention, normed: Tensor, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, attention: Attention, seen: Tensor | Split) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[batch, pos, heads, d_head]``, before rotation."""
+        split = seen if isinstance(seen, Split) else None
+        normed = attention.norm(seen.shared if isinstance(seen, Split) else seen)
+        own = None if split is None else attention.norm(split.own)
         found, first = [], 0
         for weight, bias in zip(attention.inputs, attention.biases, strict=True):
             heads = weight.shape[0]
-            if shared:
+            if normed.ndim == 3:
                 part = torch.einsum("bpd,hdk->bphk", normed, weight)
             else:
                 part = torch.einsum("hbpd,hdk->bphk", normed[first : first + heads], weight)
+            if split is not None:
+                here = [
+                    (row, column - first)
+                    for row, column in enumerate(split.columns)
+                    if 0 <= column - first < heads
+                ]
+                if here:
+                    assert own is not None
+                    rows, columns = map(list, zip(*here, strict=True))
+                    places = torch.tensor(columns, device=part.device)
+                    new = torch.einsum("hbpd,hdk->bphk", own[rows], weight[columns])
+                    part = part.index_copy(2, places, new)
             found.append(part if bias is None else part + bias)
             first += heads
         return found[0], found[1], found[2]
