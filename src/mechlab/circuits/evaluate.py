@@ -1,11 +1,4 @@
-"""Does a circuit do what the model does? The masked forward and faithfulness.
-
-Edges inside the circuit carry what flows in the circuit's own run; every other edge carries
-the value its source has in the corrupt run (resample ablation), put into that reader's own
-copy of the stream before its norm:
-
-    x_r = stream − Σ_{s: edge (s, r) outside} (s_now − s_corrupt)
-"""
+"""Does a circuit do what the model does? The metric of circuits, and faithfulness."""
 
 from __future__ import annotations
 
@@ -18,56 +11,51 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechlab import scores
+from mechlab.circuits.ablation import Ablation
 from mechlab.circuits.graph import Graph
+from mechlab.circuits.masked import Masked
 from mechlab.circuits.metrics import default_metric, metric_named
-from mechlab.circuits.runs import BATCH_SIZE, PairedRun, paired_runs
+from mechlab.circuits.runs import BATCH_SIZE, paired_runs
 from mechlab.data.tasks import Task
-from mechlab.models.forward import DecomposedForward, Stage
+from mechlab.models.forward import DecomposedForward
 from mechlab.scores import Score
-
-
-def circuit_logits(
-    forward: DecomposedForward, pair: PairedRun, mask: Bool[Tensor, "n_sources n_readers"]
-) -> Float[Tensor, "batch d_vocab"]:
-    """Logits at "end" when only the edges of ``mask`` are clean."""
-    outside = (~mask).to(device=forward.device, dtype=pair.corrupt.sources.dtype)
-    gap = torch.empty_like(pair.corrupt.sources)
-
-    def write(stage: Stage, outputs: Tensor) -> Tensor:
-        torch.sub(outputs, pair.corrupt.sources[stage.writes], out=gap[stage.writes])
-        return outputs
-
-    def read(stage: Stage, stream: Tensor) -> Tensor:
-        removed, upstream = outside[: stage.upstream, stage.readers], gap[: stage.upstream]
-        streams = torch.addmm(stream.flatten()[None], removed.T, upstream.flatten(1), alpha=-1)
-        return streams.view(-1, *stream.shape)
-
-    with torch.no_grad():
-        run = forward.run(pair.task.clean, positions=pair.task.positions["end"], read=read, write=write)
-    assert run.logits is not None
-    return run.logits
 
 
 def run_circuits(
     forward: DecomposedForward,
     task: Task,
-    masks: Bool[Tensor, "circuit n_sources n_readers"],
+    masks: Bool[Tensor, "circuit n_sources n_readers *pos"],
     *,
     metric: str | None = None,
+    ablation: Ablation | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[Float[Tensor, "circuit n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
     """The metric per prompt of every circuit, of the whole model m(M), and of no circuit m(∅).
 
-    m(∅) is the corrupt run, read with the clean prompts' answers. Raises MechlabError for an
-    unknown metric.
+    Args:
+        ablation: what edges outside a circuit carry; their source's value on the corrupt prompt when
+            None. m(∅) is the run in which every edge carries that: with resampling the corrupt run,
+            read with the clean prompts' answers.
+
+    Raises MechlabError for an unknown metric, and when the ablation's constants do not fit the prompts.
     """
     measure = metric_named(metric or default_metric(task))
+    ablation = ablation or Ablation("resample")
     columns, whole, empty = [], [], []
     for pair in paired_runs(forward, task, measure, batch_size):
-        values = [pair.metric(circuit_logits(forward, pair, mask)) for mask in masks]
-        columns.append(torch.stack(values) if values else pair.clean.metric.new_empty(0, len(pair.task)))
+        masked = Masked(forward, pair.clean, ablation.values(pair), pair.task.positions["end"])
+        found = masked.logits(masks)
+        columns.append(
+            torch.stack([pair.metric(logits) for logits in found])
+            if len(found)
+            else pair.clean.metric.new_empty(0, len(pair.task))
+        )
         whole.append(pair.clean.metric)
-        empty.append(pair.corrupt.metric)
+        if ablation.kind == "resample":
+            empty.append(pair.corrupt.metric)
+        else:
+            none = torch.zeros(1, *masked.real.shape, dtype=torch.bool)
+            empty.append(pair.metric(masked.logits(none)[0]))
     return torch.cat(columns, 1).cpu(), torch.cat(whole).cpu(), torch.cat(empty).cpu()
 
 
@@ -109,6 +97,7 @@ def faithfulness(
     mask: Bool[Tensor, "n_sources n_readers"],
     *,
     metric: str | None = None,
+    ablation: Ablation | None = None,
     controls: int = 20,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
@@ -124,7 +113,9 @@ def faithfulness(
     graph = Graph(forward.shape)
     n_edges = int((mask & graph.real).sum())
     masks = torch.cat([mask[None], random_circuits(graph, n_edges, controls, seed)])
-    values, whole, empty = run_circuits(forward, task, masks, metric=metric, batch_size=batch_size)
+    values, whole, empty = run_circuits(
+        forward, task, masks, metric=metric, ablation=ablation, batch_size=batch_size
+    )
     kept, gap = (values - empty).double().numpy(), (whole - empty).double().numpy()
     null = None
     if controls > 0:
