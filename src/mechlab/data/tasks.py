@@ -1,16 +1,19 @@
 """Task prompts: clean and corrupt pairs that differ in one thing, with their answers.
 
-The prompts come from Fable's behaviours but are plain English text, encoded the same
-way for every tokenizer: ``<bos>`` once, then ``encode(text)`` without special tokens.
-An answer is one token: the suffix that ``encode(prompt + " " + word)`` adds to
-``encode(prompt)`` (closing marks attach without the space). Rows of one task have one
-length: candidates are sorted by length and the fullest length is taken.
+The prompts come from Fable's behaviours, or from published tasks for sub-word tokenizers, but
+are plain text, encoded the same way for every tokenizer: ``<bos>`` once, then ``encode(text)``
+without special tokens. An answer is one token: the suffix that ``encode(prompt + answer)`` adds
+to ``encode(prompt)``. Rows of one task have one length, and named words of the clean and the
+corrupt prompt one position: candidates are sorted by length and the fullest length is taken.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -18,15 +21,18 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mechlab.data.draft import Draft
 from mechlab.data.fable.behaviours_syntax import BEHAVIOURS
-from mechlab.data.fable.grammar import Example, render
+from mechlab.data.fable.grammar import render
 from mechlab.data.fable.lexicon import PUNCTUATION, TWO_DIGITS
+from mechlab.data.published import PUBLISHED
 from mechlab.errors import MechlabError, near
 
 PARTS = ("train", "validation", "test")
 _OTHER_TASK = "choose another --task or --task none"
 _DRAWS, _DRAWS_EVERY = 12, 6
 _LEAST = 8
+_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,14 @@ class Task:
 
     ``answers`` are right after the clean prompts. ``wrong`` are their contrasts: right after the
     corrupt prompts, but for greater_than, where the corrupt prompt (a start in the year 01) makes
-    every year right and ``wrong`` is a year at or before the clean start.
+    every year right and ``wrong`` is a year at or before the clean start, and for published_ioi and
+    published_docstring, whose corrupt prompts have no answer.
 
     ``positions`` maps a name to the index of that word's last token, per row; "end" is the last
     token of the prompt, where the prediction is read. The names are IO, S1, S2 (ioi); Century,
     Year, Century2 (greater_than); A1, B1, A2 (induction); X1, X2, X3 (successor); Entity (facts);
     Subject, Distractor (agreement); Name (pronouns); Open, Adj, Noun (closing); Adj, Noun, Verb
-    (translation).
+    (translation); A_def, B_def, C_def, A_doc, B_doc (published_docstring).
 
     For greater_than ``right_set`` and ``wrong_set`` mark the years after the clean start, and
     those up to it: the metric is the probability of the first less that of the second. A year
@@ -50,8 +57,8 @@ class Task:
     Where a prediction is read at several positions (compiled models), ``answers``, ``wrong`` and
     ``positions["end"]`` are ``[n, read]``.
 
-    ``groups`` numbers the template of each prompt, where templates have numbers; means are then
-    taken within a template.
+    ``groups`` names the template of each prompt by a number, the same in every draw and split but
+    not counted from 0, where prompts have templates; means are then taken within a template.
 
     ``refused`` says which candidate pairs the tokenizer could not express, and why.
     """
@@ -89,23 +96,29 @@ class _Pair:
     answer: int
     wrong: int
     positions: dict[str, int]
-    example: Example
+    draft: Draft
 
 
 def task_names() -> tuple[str, ...]:
-    """The names that ``make_task`` knows."""
+    """The tasks that the bundled model does."""
     return tuple(BEHAVIOURS)
+
+
+def published_task_names() -> tuple[str, ...]:
+    """The tasks of published circuits, for sub-word tokenizers; see ``mechlab.data.published``."""
+    return tuple(PUBLISHED)
 
 
 def make_task(name: str, tokenizer: Any, *, n: int = 128, seed: int = 0, split: str = "test") -> Task:
     """Prompt pairs of one task for one tokenizer, all of the same length and all different.
 
     Args:
-        name: one of ``task_names()``.
+        name: one of ``task_names()`` or ``published_task_names()``.
         tokenizer: a Hugging Face tokenizer, word level or sub-word, with a BOS (or EOS) token.
         n: how many pairs are wanted; fewer come back when the split holds fewer of one length.
         seed: of the draw.
-        split: "test" and "validation" use combinations that Fable's training text never holds.
+        split: "test" and "validation" use combinations that Fable's training text never holds; in
+            published tasks no two splits share a name (ioi), noun (greater_than) or word (docstring).
 
     Raises:
         MechlabError: the task or split does not exist, or fewer than 8 pairs can be expressed by the
@@ -138,8 +151,8 @@ def _tasks(name: str, tokenizer: Any, n: int, seed: int, split: str, *, every: b
 
 
 def _check(name: str, n: int, split: str) -> None:
-    if name not in BEHAVIOURS:
-        raise MechlabError("task does not exist", name, near(name, BEHAVIOURS))
+    if name not in BEHAVIOURS and name not in PUBLISHED:
+        raise MechlabError("task does not exist", name, near(name, (*BEHAVIOURS, *PUBLISHED)))
     if split not in PARTS:
         raise MechlabError("split does not exist", split, near(split, PARTS))
     if n < 1:
@@ -151,17 +164,18 @@ def _draw(
 ) -> tuple[list[_Pair], tuple[str, ...]]:
     """Candidate pairs as drawn: until one length holds n, or a fixed number for ``every`` length."""
     rng = Random(f"task {name} {split} {seed}")
+    sample = PUBLISHED.get(name) or _fable(name)
     pairs: list[_Pair] = []
     refused: dict[str, None] = {}
     seen: set[str] = set()
     counts: Counter[int] = Counter()
     for _ in range((_DRAWS_EVERY if every else _DRAWS) * max(n, 32)):
-        example = BEHAVIOURS[name](rng, split)
-        prompt = render(example.prompt())
+        draft = sample(rng, split)
+        prompt = "".join(draft.clean)
         if prompt in seen:
             continue
         seen.add(prompt)
-        pair = _encode(example, prompt, tokenizer)
+        pair = _encode(draft, tokenizer)
         if isinstance(pair, str):
             refused[pair] = None
             continue
@@ -172,57 +186,105 @@ def _draw(
     return pairs, tuple(refused)
 
 
-def _encode(example: Example, prompt: str, tokenizer: Any) -> _Pair | str:
+def _fable(name: str) -> Callable[[Random, str], Draft]:
+    """A behaviour of Fable's as drafts."""
+
+    def sample(rng: Random, split: str) -> Draft:
+        example = BEHAVIOURS[name](rng, split)
+        years = _years(int(example.slots["Year"])) if name == "greater_than" else ((), ())
+        shown = example.prompt()
+        return Draft(
+            _pieces(shown),
+            _pieces(example.prompt(corrupt=True)),
+            _attached(example.answer),
+            _attached(example.wrong),
+            places={
+                slot: place
+                for slot, place in example.template.slots.items()
+                if slot[0].isupper() and place < len(shown)
+            },
+            group=zlib.crc32(example.template.source.encode()),
+            right_set=years[0],
+            wrong_set=years[1],
+        )
+
+    return sample
+
+
+def _pieces(tokens: list[str]) -> tuple[str, ...]:
+    """What each token adds to the text."""
+    ends = [len(render(tokens[:count])) for count in range(len(tokens) + 1)]
+    text = render(tokens)
+    return tuple(text[start:end] for start, end in pairwise(ends))
+
+
+def _years(start: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Years after the start, and up to it."""
+    written = [(int(year) > start, _attached(year)) for year in TWO_DIGITS]
+    return tuple(year for after, year in written if after), tuple(
+        year for after, year in written if not after
+    )
+
+
+def _encode(draft: Draft, tokenizer: Any) -> _Pair | str:
     """The pair as token ids, or the reason why this tokenizer cannot express it."""
-    corrupt_prompt = render(example.prompt(corrupt=True))
-    shown = example.prompt()
-    named = [
-        (slot, place)
-        for slot, place in example.template.slots.items()
-        if slot[0].isupper() and place < len(shown)
-    ]
+    prompt, corrupt_prompt = "".join(draft.clean), "".join(draft.corrupt)
+    single = [draft.places[name] for name in draft.single]
+    cuts = sorted({*(place + 1 for place in draft.places.values()), *single})
     # One call for every text of the pair: a tokenizer's cost is mostly per call.
     clean, corrupt, with_answer, with_wrong, *prefixes = _ids(
         tokenizer,
         [
             prompt,
             corrupt_prompt,
-            prompt + _attached(example.answer),
-            prompt + _attached(example.wrong),
-            *(render(shown[: place + 1]) for _, place in named),
+            prompt + draft.answer,
+            prompt + draft.wrong,
+            *("".join(pieces[:cut]) for pieces in (draft.clean, draft.corrupt) for cut in cuts),
         ],
     )
     # Answers first: "' Mary' is 3 tokens" tells a reader more than a difference in length.
-    answer = _added(tokenizer, clean, with_answer, example.answer)
-    wrong = _added(tokenizer, clean, with_wrong, example.wrong)
+    answer = _added(tokenizer, clean, with_answer, draft.answer)
+    wrong = _added(tokenizer, clean, with_wrong, draft.wrong)
     if isinstance(answer, str):
         return answer
     if isinstance(wrong, str):
         return wrong
+    if getattr(tokenizer, "unk_token_id", None) in (*clean, *corrupt):
+        return f"{prompt!r} has words that are not in the vocabulary"
     if len(clean) != len(corrupt):
         return f"{prompt!r} and its corrupt pair are {len(clean)} and {len(corrupt)} tokens"
-    positions = {"end": len(clean)}
-    for (slot, place), prefix in zip(named, prefixes, strict=True):
-        if clean[: len(prefix)] != prefix:
-            return f"{shown[place]!r} merges with the word after it"
-        positions[slot] = len(prefix)
+    ends: list[dict[int, int]] = []
+    for ids, pieces, found in (
+        (clean, draft.clean, prefixes[: len(cuts)]),
+        (corrupt, draft.corrupt, prefixes[len(cuts) :]),
+    ):
+        for cut, prefix in zip(cuts, found, strict=True):
+            if ids[: len(prefix)] != prefix:
+                return f"{pieces[cut - 1].strip()!r} merges with the word after it"
+        ends.append({cut: len(prefix) for cut, prefix in zip(cuts, found, strict=True)})
+        for place in single:
+            if (tokens := ends[-1][place + 1] - ends[-1][place]) != 1:
+                return f"{pieces[place]!r} is {tokens} tokens"
+    if ends[0] != ends[1]:
+        return f"{prompt!r} and its corrupt pair have words at different positions"
+    positions = {"end": len(clean), **{name: ends[0][place + 1] for name, place in draft.places.items()}}
     bos = bos_id(tokenizer)
-    return _Pair(prompt, corrupt_prompt, [bos, *clean], [bos, *corrupt], answer, wrong, positions, example)
+    return _Pair(prompt, corrupt_prompt, [bos, *clean], [bos, *corrupt], answer, wrong, positions, draft)
 
 
 def _attached(word: str) -> str:
     return word if word in PUNCTUATION else f" {word}"
 
 
-def _added(tokenizer: Any, clean: list[int], after: list[int], word: str) -> int | str:
-    """The one token that ``word`` adds to the prompt, or why there is none."""
+def _added(tokenizer: Any, clean: list[int], after: list[int], text: str) -> int | str:
+    """The one token that ``text`` adds to the prompt, or why there is none."""
     if after[: len(clean)] != clean:
-        return f"{_attached(word)!r} merges with the word before it"
+        return f"{text!r} merges with the word before it"
     added = after[len(clean) :]
     if len(added) != 1:
-        return f"{_attached(word)!r} is {len(added)} tokens"
+        return f"{text!r} is {len(added)} tokens"
     if added[0] == getattr(tokenizer, "unk_token_id", None):
-        return f"{_attached(word)!r} is not in the vocabulary"
+        return f"{text!r} is not in the vocabulary"
     return added[0]
 
 
@@ -245,7 +307,7 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 def _task(name: str, pairs: list[_Pair], refused: tuple[str, ...], tokenizer: Any) -> Task:
     names = set.intersection(*(set(pair.positions) for pair in pairs))
-    right, wrong = _year_sets(pairs, tokenizer) if name == "greater_than" else (None, None)
+    right, wrong = _answer_sets(pairs, tokenizer) if pairs[0].draft.right_set else (None, None)
     return Task(
         name=name,
         clean=torch.tensor([pair.clean for pair in pairs]),
@@ -258,26 +320,33 @@ def _task(name: str, pairs: list[_Pair], refused: tuple[str, ...], tokenizer: An
         refused=refused,
         right_set=right,
         wrong_set=wrong,
+        groups=torch.tensor([pair.draft.group for pair in pairs]),
     )
 
 
-def _year_sets(
+def _answer_sets(
     pairs: list[_Pair], tokenizer: Any
 ) -> tuple[Bool[Tensor, "n d_vocab"], Bool[Tensor, "n d_vocab"]]:
-    # The years' ids do not depend on the prompt once each of them is one token of its own.
-    # A year in pieces is left out of both sets: its first piece may begin other numbers too.
-    first = pairs[0]
-    texts = _ids(tokenizer, [first.prompt + _attached(year) for year in TWO_DIGITS])
-    found = [
-        (int(year), _added(tokenizer, first.clean[1:], after, year))
-        for year, after in zip(TWO_DIGITS, texts, strict=True)
-    ]
-    years = torch.tensor([year for year, token in found if isinstance(token, int)])
-    ids = torch.tensor([token for _, token in found if isinstance(token, int)])
-    starts = torch.tensor([int(pair.example.slots["Year"]) for pair in pairs])
-    after = starts[:, None] < years[None, :]
+    # The ids do not depend on the prompt once each member is one token of its own. A member in
+    # pieces is left out of both sets: its first piece may begin other words too.
+    members = list(dict.fromkeys(text for pair in pairs for text in _members(pair)))
+    ids: dict[str, int] = {}
+    # A few prompts are tried: "1750" may be one token where "1650" is two.
+    for pair in pairs[:_TRIED]:
+        missing = [text for text in members if text not in ids]
+        if not missing:
+            break
+        for text, after in zip(missing, _ids(tokenizer, [pair.prompt + t for t in missing]), strict=True):
+            found = _added(tokenizer, pair.clean[1:], after, text)
+            if isinstance(found, int):
+                ids[text] = found
     right = torch.zeros(len(pairs), len(tokenizer), dtype=torch.bool)
     wrong = right.clone()
-    right[:, ids] = after
-    wrong[:, ids] = ~after
+    for row, pair in enumerate(pairs):
+        right[row, [ids[text] for text in pair.draft.right_set if text in ids]] = True
+        wrong[row, [ids[text] for text in pair.draft.wrong_set if text in ids]] = True
     return right, wrong
+
+
+def _members(pair: _Pair) -> tuple[str, ...]:
+    return pair.draft.right_set + pair.draft.wrong_set
