@@ -1,0 +1,1 @@
+"""Features in circuits: sparse feature circuits, and attribution graphs through transcoders."""
