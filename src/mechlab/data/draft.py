@@ -16,7 +16,7 @@ class Draft:
         clean, corrupt: the pieces, which joined are the prompts; a piece keeps the space before it.
         answer, wrong: what may follow the clean prompt, as it is written there (" Mary", "32").
         places: name → number of the piece that ends with the named word.
-        group: number of the template; equal numbers mean equal templates, in every draw and split.
+        group: number of the template, from 0, the same in every draw and split; None where it has none.
         single: names in ``places`` whose piece must be one token, in both prompts.
         right_set, wrong_set: where an answer is a set, its members as they are written.
     """
@@ -26,7 +26,7 @@ class Draft:
     answer: str
     wrong: str
     places: dict[str, int]
-    group: int
+    group: int | None
     single: tuple[str, ...] = ()
     right_set: tuple[str, ...] = field(default=(), repr=False)
     wrong_set: tuple[str, ...] = field(default=(), repr=False)
@@ -37,7 +37,8 @@ def cut(line: str, words: dict[str, str]) -> tuple[tuple[str, ...], dict[str, in
 
     Every slot is a piece of its own, together with one space before it.
     """
-    pieces, places = [], {}
+    pieces: list[str] = []
+    places: dict[str, int] = {}
     for piece in filter(None, _SLOT.split(line)):
         if _SLOT.fullmatch(piece):
             slot = piece.strip(" {}")

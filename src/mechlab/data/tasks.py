@@ -9,7 +9,6 @@ corrupt prompt one position: candidates are sorted by length and the fullest len
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mechlab.data.draft import Draft
+from mechlab.data.fable.behaviours import ABBA, BABA
 from mechlab.data.fable.behaviours_syntax import BEHAVIOURS
 from mechlab.data.fable.grammar import render
 from mechlab.data.fable.lexicon import PUNCTUATION, TWO_DIGITS
@@ -57,8 +57,8 @@ class Task:
     Where a prediction is read at several positions (compiled models), ``answers``, ``wrong`` and
     ``positions["end"]`` are ``[n, read]``.
 
-    ``groups`` names the template of each prompt by a number, the same in every draw and split but
-    not counted from 0, where prompts have templates; means are then taken within a template.
+    ``groups`` numbers the template of each prompt, the same in every draw and split, where templates
+    are numbered (ioi and the published tasks); means are then taken within a template.
 
     ``refused`` says which candidate pairs the tokenizer could not express, and why.
     """
@@ -188,6 +188,8 @@ def _draw(
 
 def _fable(name: str) -> Callable[[Random, str], Draft]:
     """A behaviour of Fable's as drafts."""
+    numbered = (*ABBA, *BABA) if name == "ioi" else ()
+    numbers = {template.source: number for number, template in enumerate(numbered)}
 
     def sample(rng: Random, split: str) -> Draft:
         example = BEHAVIOURS[name](rng, split)
@@ -203,7 +205,7 @@ def _fable(name: str) -> Callable[[Random, str], Draft]:
                 for slot, place in example.template.slots.items()
                 if slot[0].isupper() and place < len(shown)
             },
-            group=zlib.crc32(example.template.source.encode()),
+            group=numbers.get(example.template.source),
             right_set=years[0],
             wrong_set=years[1],
         )
@@ -307,6 +309,7 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 def _task(name: str, pairs: list[_Pair], refused: tuple[str, ...], tokenizer: Any) -> Task:
     names = set.intersection(*(set(pair.positions) for pair in pairs))
+    groups = [pair.draft.group for pair in pairs]
     right, wrong = _answer_sets(pairs, tokenizer) if pairs[0].draft.right_set else (None, None)
     return Task(
         name=name,
@@ -320,7 +323,7 @@ def _task(name: str, pairs: list[_Pair], refused: tuple[str, ...], tokenizer: An
         refused=refused,
         right_set=right,
         wrong_set=wrong,
-        groups=torch.tensor([pair.draft.group for pair in pairs]),
+        groups=None if None in groups else torch.tensor(groups),
     )
 
 
