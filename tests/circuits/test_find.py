@@ -83,8 +83,8 @@ def test_save_and_load(job, tmp_path) -> None:
         mine, read = getattr(circuit, name), getattr(back, name)
         assert torch.equal(mine, read) if isinstance(mine, torch.Tensor) else mine == read, name
     assert circuit.save(tmp_path / "circuit").manifest.fingerprint == artifact.manifest.fingerprint
-    with pytest.raises(MechlabError, match="target"):
-        replace(circuit, target=0.5).save(tmp_path / "circuit")
+    with pytest.raises(MechlabError, match="another settings"):
+        replace(circuit, settings={"target": 0.5}).save(tmp_path / "circuit")
 
 
 def test_top_edges_and_grid() -> None:

@@ -1,4 +1,4 @@
-"""``Circuit``: a boolean matrix over edges with everything needed to judge it, and its artifact."""
+"""``Circuit``: a boolean matrix over edges with everything needed to judge it again, and its artifact."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechlab.artifacts import Artifact, open_artifact, writing
+from mechlab.circuits.ablation import Ablation
+from mechlab.circuits.evaluation.record import Evaluation, plain
 from mechlab.circuits.graph import Edge, Graph
 from mechlab.circuits.patching import HeadPatching
 from mechlab.data.tasks import Task
+from mechlab.errors import MechlabError
 from mechlab.files import write_atomic
 from mechlab.models.forward import Shape
 from mechlab.scores import Score
 
 _TENSORS, _RECORD = "circuit.safetensors", "circuit.json"
-_SETTINGS = ("task", "metric", "method", "steps", "ablation", "target", "n_top")
+_CONFIG = ("task", "metric", "method", "settings", "n_top", "calls", "rows")
 _INPUTS = ("model", "selection", "held_out")
-ABLATION = "resample"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class SizePoint:
     """Faithfulness of one circuit size on the selection prompts.
 
     Attributes:
-        n_top: edges taken by |score|; n_edges: those left on a path from "embed" to the logits.
+        n_top: edges taken by |score|; n_edges: those left after the clean-up.
     """
 
     n_top: int
@@ -48,16 +50,18 @@ class Circuit:
     Attributes:
         shape: the model's shape; ``graph`` names rows and columns.
         mask: the edges.
-        scores: attribution of every edge of the model, means over the selection prompts.
-        task, metric, method: what was found, how it was read, how edges were ranked.
-        steps: gradient points, for integrated gradients.
-        ablation: what edges outside carry; "resample" is their value in the corrupt run.
-        target: faithfulness asked for on the selection prompts.
-        seed: of the controls and the bootstrap.
+        scores: of every edge of the model, from the selection prompts; what they mean is the method's.
+        task, metric, method: what was found, how it was read, how it was sought.
+        settings: what the search was asked for (steps, target, top, threshold).
+        ablation: what edges outside carry, with its constants where it has any.
+        seed: of the search, the controls and the bootstrap.
         model, selection, held_out: fingerprints of the model and of both sets of prompts.
-        n_top: edges before pruning to a connected circuit (``n_edges`` after).
+        n_top: edges that the search chose, before the clean-up (``n_edges`` after).
+        calls, rows, seconds: how often the search ran the model, how many circuits that were, and
+            how long it took.
+        record: evidence that the search kept, plain JSON values.
         curve: faithfulness of every size tried, on the selection prompts.
-        faithfulness: on the held-out prompts, with random circuits as the null.
+        evaluation: on the held-out prompts, beside random circuits.
         heads: exact patching of the highest-ranked nodes, on the held-out prompts.
     """
 
@@ -67,16 +71,19 @@ class Circuit:
     task: str
     metric: str
     method: str
-    steps: int
-    ablation: str
-    target: float
+    settings: dict[str, Any]
+    ablation: Ablation
     seed: int
     model: str
     selection: str
     held_out: str
     n_top: int
+    calls: int
+    rows: int
+    seconds: float
+    record: dict[str, Any]
     curve: tuple[SizePoint, ...]
-    faithfulness: Score
+    evaluation: Evaluation
     heads: HeadPatching
 
     @property
@@ -94,11 +101,17 @@ class Circuit:
         """The circuit's edges with their scores."""
         return self.graph.edges(self.mask, self.scores)
 
+    @property
+    def faithfulness(self) -> Score:
+        """On the held-out prompts, with random circuits as the null."""
+        return self.evaluation.faithfulness
+
     def save(self, path: Path | str, *, overwrite: bool = False) -> Artifact:
         """Write the circuit as an artifact directory; see ``mechlab.artifacts.writing`` for refusals."""
-        config = {
-            **{name: getattr(self, name) for name in _SETTINGS},
-            "controls": 0 if self.faithfulness.null is None else self.faithfulness.null.n,
+        null = self.faithfulness.null
+        config = {name: getattr(self, name) for name in _CONFIG} | {
+            "ablation": self.ablation.kind,
+            "controls": 0 if null is None else null.n,
             "checked": len(self.heads.effects),
         }
         inputs = {name: getattr(self, name) for name in _INPUTS}
@@ -108,34 +121,49 @@ class Circuit:
             if writer.finished is not None:
                 return writer.finished
             tensors = {"mask": self.mask.contiguous(), "scores": self.scores.contiguous()}
+            if self.ablation.constant is not None:
+                tensors["ablation"] = self.ablation.constant.contiguous()
             write_atomic(writer.work / _TENSORS, safetensors.torch.save(tensors))
             record = {
                 "shape": asdict(self.shape),
                 "curve": [asdict(point) for point in self.curve],
-                "faithfulness": self.faithfulness.to_dict(),
+                "evaluation": self.evaluation.to_dict("NaN"),
                 "heads": self.heads.to_dict(),
+                "search": plain(self.record),
                 "edges": [[edge.source, edge.reader, edge.score] for edge in self.edges],
             }
             write_atomic(writer.work / _RECORD, json.dumps(record, indent=1) + "\n")
-            facts = {"n_edges": self.n_edges, "faithfulness": self.faithfulness.to_dict()}
+            facts = {
+                "n_edges": self.n_edges,
+                "faithfulness": self.faithfulness.to_dict(),
+                "seconds": self.seconds,
+            }
             return writer.commit([_TENSORS, _RECORD], facts)
 
     @classmethod
     def load(cls, path: Path | str) -> Circuit:
-        """Read a circuit; MechlabError when there is none or it is damaged."""
+        """Read a circuit; MechlabError when there is none, it is damaged, or an older version wrote it."""
         artifact = open_artifact(path, "circuit")
         artifact.verify()
+        manifest = artifact.manifest
+        if "settings" not in manifest.config:
+            raise MechlabError(
+                "circuit was written by an older version", path, "find it again with --overwrite"
+            )
         tensors = safetensors.torch.load_file(artifact.file(_TENSORS))
-        fields: dict[str, Any] = {name: artifact.manifest.config[name] for name in _SETTINGS}
-        fields |= {name: artifact.manifest.inputs[name] for name in _INPUTS}
         record = json.loads(artifact.file(_RECORD).read_text())
+        fields: dict[str, Any] = {name: manifest.config[name] for name in _CONFIG}
+        fields |= {name: manifest.inputs[name] for name in _INPUTS}
         return cls(
             shape=Shape(**record["shape"]),
             mask=tensors["mask"],
             scores=tensors["scores"],
-            seed=artifact.manifest.seed,
+            ablation=Ablation(manifest.config["ablation"], tensors.get("ablation")),
+            seed=manifest.seed,
+            seconds=manifest.facts["seconds"],
+            record=record["search"],
             curve=tuple(SizePoint(**point) for point in record["curve"]),
-            faithfulness=Score.from_dict(record["faithfulness"]),
+            evaluation=Evaluation.from_dict(record["evaluation"]),
             heads=HeadPatching.from_dict(record["heads"]),
             **fields,
         )

@@ -249,11 +249,16 @@ class _Job:
     def _circuit(self) -> Circuit:
         path, selection, held_out = self.config.out / "circuit", self._task("validation"), self._task("test")
         if exists(path):
-            found = Circuit.load(path)
-            made_from = (found.model, found.seed, found.selection, found.held_out)
-            wanted = (task_fingerprint(selection), task_fingerprint(held_out))
-            if made_from == (self.subject.fingerprint, self.config.seed, *wanted):
-                return found
+            try:
+                found = Circuit.load(path)
+            except MechlabError:  # damaged, or written by an older version
+                if not self.config.overwrite:
+                    raise
+            else:
+                made_from = (found.model, found.seed, found.selection, found.held_out)
+                wanted = (task_fingerprint(selection), task_fingerprint(held_out))
+                if made_from == (self.subject.fingerprint, self.config.seed, *wanted):
+                    return found
         found = find_circuit(
             self.subject,
             selection,

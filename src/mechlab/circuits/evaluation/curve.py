@@ -1,8 +1,8 @@
 """Faithfulness over circuit sizes: CPR and CMD of the Mechanistic Interpretability Benchmark.
 
 Mueller et al. (2025, *MIB: a mechanistic interpretability benchmark*): circuits of .001, .002, … 1 of
-the model's edges are taken by score, pruned to edges on a path from "embed" to the logits, and
-their faithfulness f is joined by straight lines over [.001, 1]:
+the model's edges are taken by score, cleaned up (under resample ablation, pruned to edges on a path from
+"embed" to the logits), and their faithfulness f is joined by straight lines over [.001, 1]:
 
     CPR = ∫ f         edges by falling score: the larger the better; f above 1 is rewarded
     CMD = ∫ |1 − f|   edges by falling |score|: the smaller the better; any difference counts
@@ -25,6 +25,8 @@ from mechlab.circuits.ablation import Ablation
 from mechlab.circuits.evaluate import run_circuits
 from mechlab.circuits.graph import Graph
 from mechlab.circuits.runs import BATCH_SIZE
+from mechlab.circuits.search.found import clean_up
+from mechlab.circuits.search.prune import top_edges
 from mechlab.data.tasks import Task
 from mechlab.models.forward import DecomposedForward
 from mechlab.scores import Score
@@ -70,8 +72,14 @@ def size_curves(
     """
     graph = Graph(forward.shape)
     sizes = [int(share * graph.n_edges) for share in SHARES]
-    rankings = (scores, scores.abs())
-    masks = torch.stack([graph.connected(_first(graph, ranking, n)) for ranking in rankings for n in sizes])
+    kind = "resample" if ablation is None else ablation.kind
+    masks = torch.stack(
+        [
+            clean_up(graph, top_edges(graph, scores, n, signed=signed), kind)
+            for signed in (True, False)
+            for n in sizes
+        ]
+    )
     values, whole, empty = run_circuits(
         forward, task, masks, metric=metric, ablation=ablation, batch_size=batch_size
     )
@@ -89,15 +97,6 @@ def size_curves(
         )
         found.append(Curve(points, area))
     return found[0], found[1]
-
-
-def _first(graph: Graph, ranking: Float[Tensor, "n_sources n_readers"], n: int) -> Tensor:
-    edges = graph.real.nonzero()
-    order = ranking.cpu()[edges[:, 0], edges[:, 1]].argsort(descending=True, stable=True)
-    mask = torch.zeros_like(graph.real)
-    rows, columns = edges[order[:n]].T
-    mask[rows, columns] = True
-    return mask
 
 
 def _cpr(totals: Float[np.ndarray, "resample column"]) -> Float[np.ndarray, "resample"]:
