@@ -1,8 +1,9 @@
-"""Other tools' training steps, each in a process of its own environment.
+"""Other tools at work, each in a process of its own environment.
 
 Their requirements clash with ours, so each lives in a virtual environment under ``.peers/``, built
 from a pinned list. A peer's process waits without computing until it is asked for a step; its steps
-can so be interleaved with ours while only one process computes.
+can so be interleaved with ours while only one process computes. ``Peer`` trains a dictionary;
+``mechlab.bench.autocircuit`` asks about circuits.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _STAMP = "built"
 
 @dataclass(frozen=True)
 class _Kind:
-    """Attributes: module: makes the steps; pins: requirements, None where our environment serves."""
+    """Attributes: module: does the work; pins: requirements, None where our environment serves."""
 
     module: str
     pins: str | None
@@ -45,7 +46,10 @@ PEERS = {
     "sae-lens": _Kind("step_saelens", None),
     "dictionary-learning": _Kind("step_dictionary", "requirements-dictionary-learning.txt"),
     "sparsify": _Kind("step_sparsify", "requirements-sparsify.txt"),
+    "auto-circuit": _Kind("step_autocircuit", "requirements-auto-circuit.txt"),
 }
+# Those that train dictionaries.
+TRAINERS = ("sae-lens", "dictionary-learning", "sparsify")
 
 
 @dataclass(frozen=True)
@@ -190,19 +194,19 @@ class Peer:
                 that were fastest in float32 on a CPU.
         """
         settings = {"k": k, "lr": lr, "dead_share": dead_share, "options": options}
-        self._ask("init", {"weights": str(weights), "batches": str(batches), **settings})
+        self.ask("init", {"weights": str(weights), "batches": str(batches), **settings})
 
     def step(self, number: int) -> Step:
         """Train on batch ``number``, modulo how many there are."""
-        return Step(**self._ask("step", number))
+        return Step(**self.ask("step", number))
 
     def start_peak(self) -> None:
         """Forget the memory peak so far; without this it counts from before ``init``."""
-        self._ask("peak", "start")
+        self.ask("peak", "start")
 
     def peak(self) -> int | None:
         """Most resident bytes since ``start_peak`` beyond what was held then; None where unknown."""
-        found: int | None = self._ask("peak", "read")["bytes"]
+        found: int | None = self.ask("peak", "read")["bytes"]
         return found
 
     def fve(self, rows: Path) -> float:
@@ -211,10 +215,11 @@ class Peer:
         Args:
             rows: safetensors file of float32 ``x [row d]``.
         """
-        found: float = self._ask("eval", str(rows))["fve"]
+        found: float = self.ask("eval", str(rows))["fve"]
         return found
 
-    def _ask(self, word: str, value: object) -> dict[str, Any]:
+    def ask(self, word: str, value: object) -> dict[str, Any]:
+        """One request and its answer; see ``peer_steps/serve.py``."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died; the missing answer tells
             self._process.stdin.write(json.dumps({word: value}) + "\n")

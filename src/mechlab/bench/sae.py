@@ -23,7 +23,7 @@ from torch import Tensor
 from mechlab.activations.batch import Batch
 from mechlab.activations.live import live
 from mechlab.bench.measure import Progress, Rounds, Variant, interleaved
-from mechlab.bench.peers import PEERS, Peer, interpreter
+from mechlab.bench.peers import TRAINERS, Peer, interpreter
 from mechlab.data.corpus import open_corpus
 from mechlab.models.subject import load_model
 from mechlab.sae.scaling import SiteScale
@@ -234,7 +234,7 @@ def compare_steps(
     repeats: int,
     dead_share: float,
     device: torch.device,
-    peers: Sequence[str] = tuple(PEERS),
+    peers: Sequence[str] = TRAINERS,
     peer_folder: Path = Path(".peers"),
     stage: str = "steps",
     progress: Progress | None = None,
@@ -311,7 +311,7 @@ def compare_losses(
     *,
     steps: int,
     device: torch.device,
-    peers: Sequence[str] = tuple(PEERS),
+    peers: Sequence[str] = TRAINERS,
     peer_folder: Path = Path(".peers"),
     progress: Progress | None = None,
 ) -> dict[str, float]:

@@ -108,14 +108,14 @@ def sae(words: list[str], program: str) -> Outcome:
 
 def _measure(config: SaeConfig, work: Path, progress: Reporter) -> dict[str, Any]:
     from mechlab.bench.measure import copy_bandwidth, environment, matmul_peak
-    from mechlab.bench.peers import PEERS
+    from mechlab.bench.peers import TRAINERS
     from mechlab.bench.sae import Shape, compare_losses, compare_steps, growth, one_pass
     from mechlab.models.subject import resolve_device
 
     shape, small = parse_shape(config.shape), parse_shape(config.small)
     widths = parse_widths(config.widths, shape)
     device = resolve_device(config.device)
-    peers = tuple(PEERS) if config.peers else ()
+    peers = TRAINERS if config.peers else ()
     payload: dict[str, Any] = {
         "environment": environment(device),
         "config": config.model_dump(mode="json"),

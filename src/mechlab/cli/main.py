@@ -50,6 +50,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "sae",
         "what a training step costs beside its floor and other tools",
     ),
+    "bench circuits": (
+        "mechlab.cli.bench_circuits",
+        "circuits",
+        "what attribution and edge tests cost beside a plain forward and auto-circuit",
+    ),
     "bench truth": (
         "mechlab.cli.bench_sae",
         "truth",

@@ -1,18 +1,22 @@
 """A peer's process: ``serve.py MODULE``; a JSON request a line on stdin, a JSON reply a line on stdout.
 
-MODULE makes the steps: its ``PACKAGE`` names the tool's distribution, its ``Trainer`` is called with
-``weights`` (name → tensor), ``rows`` per batch, ``k``, ``lr``, ``dead`` (``[latent]`` bool) and the
-options of ``init``. The process says what it is, then answers until stdin closes; between requests it
-waits without computing, so that several tools can take turns on one machine. Requests, each an object
-with one key:
+MODULE does the work: its ``PACKAGE`` names the tool's distribution. The process says what it is, then
+answers until stdin closes; between requests it waits without computing, so that several tools can take
+turns on one machine. Requests are objects with one key. All tools know:
+
+* ``{"peak": "start"}`` → ``{}``; ``{"peak": "read"}`` → ``{"bytes"}``, most memory since the start
+  beyond what was held then, resident or on the card that ``init`` named; null where unknown.
+
+Other keys are methods of MODULE's ``Session``, called with the value; the reply is what they return.
+A MODULE without one trains dictionaries: its ``Trainer`` is called with ``weights`` (name → tensor),
+``rows`` per batch, ``k``, ``lr``, ``dead`` (``[latent]`` bool) and the options of ``init``, and the
+requests are:
 
 * ``{"init": {"weights": file, "batches": file, "k": int, "lr": float, "dead_share": float,
   "options": {…}}}`` → ``{}``. ``weights`` holds ``encoder [latent d]``, ``decoder [latent d]``,
   ``b_enc [latent]`` and ``b_dec [d]``, so that all tools start equal; ``batches`` holds
   ``batches [batch row d]``. Both are safetensors files.
 * ``{"step": i}`` → ``{"seconds", "mse", "fve"}`` of a training step on batch i (modulo their number).
-* ``{"peak": "start"}`` → ``{}``; ``{"peak": "read"}`` → ``{"bytes"}``, most resident memory since
-  the start beyond what was held then; null where the system cannot tell.
 * ``{"eval": file}`` → ``{"fve"}`` of the present weights on ``x [row d]`` of a safetensors file.
 """
 
@@ -36,7 +40,6 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from measure import read_peak, start_peak  # type: ignore[import-not-found]
 
 _EVAL_ROWS = 4096
-_CPU = torch.device("cpu")
 
 
 class Trainer(Protocol):
@@ -51,12 +54,48 @@ class Trainer(Protocol):
     def reconstruct(self, x: Tensor) -> Tensor: ...
 
 
+class Training:
+    """The requests of a tool that trains dictionaries."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tool: Any) -> None:
+        self.tool = tool
+
+    def init(self, value: dict[str, Any]) -> dict[str, Any]:
+        self.trainer: Trainer | Any = None  # an earlier one would be held beside it
+        weights = load_file(value["weights"])
+        self.batches = load_file(value["batches"])["batches"]
+        # The first latents are the dead ones; which they are makes no difference to the cost.
+        dead = torch.arange(len(weights["b_enc"])) < round(value["dead_share"] * len(weights["b_enc"]))
+        self.trainer = self.tool.Trainer(
+            weights=weights, rows=self.batches.shape[1], k=value["k"], lr=value["lr"], dead=dead,
+            **value["options"],
+        )  # fmt: skip
+        return {}
+
+    def step(self, number: int) -> dict[str, Any]:
+        x = self.batches[number % len(self.batches)]
+        self.trainer.prepare()
+        started = time.perf_counter()
+        x_hat = self.trainer.step(x)
+        seconds = time.perf_counter() - started
+        errors, variance = _squares(x, x_hat)
+        return {"seconds": seconds, "mse": errors / len(x), "fve": 1 - errors / variance}
+
+    def eval(self, file: str) -> dict[str, Any]:
+        x = load_file(file)["x"]
+        with torch.no_grad():
+            x_hat = torch.cat([self.trainer.reconstruct(rows) for rows in x.split(_EVAL_ROWS)])
+        errors, variance = _squares(x, x_hat)
+        return {"fve": 1 - errors / variance}
+
+
 def serve(tool: Any, replies: TextIO) -> None:
     """Answer requests until stdin closes."""
     versions = {name: importlib.metadata.version(name) for name in (tool.PACKAGE, "torch")}
-    held = start_peak(_CPU)
-    trainer: Trainer | Any = None
-    batches: Tensor
+    session = tool.Session() if hasattr(tool, "Session") else Training(tool)
+    held = start_peak(session.device)
     reply: dict[str, Any] = {"versions": versions, "threads": torch.get_num_threads()}
     while True:
         print(json.dumps(reply), file=replies, flush=True)
@@ -64,40 +103,14 @@ def serve(tool: Any, replies: TextIO) -> None:
         if not line:
             return
         [(word, value)] = json.loads(line).items()
-        reply = {}
-        if word == "init":
-            trainer = None  # an earlier one would be held beside it
-            weights = load_file(value["weights"])
-            batches = load_file(value["batches"])["batches"]
-            # The first latents are the dead ones; which they are makes no difference to the cost.
-            dead = torch.arange(len(weights["b_enc"])) < round(value["dead_share"] * len(weights["b_enc"]))
-            trainer = tool.Trainer(
-                weights=weights, rows=batches.shape[1], k=value["k"], lr=value["lr"], dead=dead,
-                **value["options"],
-            )  # fmt: skip
-            del weights
-        elif word == "step":
-            x = batches[value % len(batches)]
-            trainer.prepare()
-            started = time.perf_counter()
-            x_hat = trainer.step(x)
-            reply["seconds"] = time.perf_counter() - started
-            errors, variance = _squares(x, x_hat)
-            reply.update(mse=errors / len(x), fve=1 - errors / variance)
-            del x_hat
-        elif word == "peak" and value == "start":
-            held = start_peak(_CPU)
+        if word == "peak" and value == "start":
+            held = start_peak(session.device)
+            reply = {}
         elif word == "peak":
-            peak = read_peak(_CPU)
-            reply["bytes"] = None if held is None or peak is None else max(0, peak - held)
-        elif word == "eval":
-            x = load_file(value)["x"]
-            with torch.no_grad():
-                x_hat = torch.cat([trainer.reconstruct(rows) for rows in x.split(_EVAL_ROWS)])
-            errors, variance = _squares(x, x_hat)
-            reply["fve"] = 1 - errors / variance
+            peak = read_peak(session.device)
+            reply = {"bytes": None if held is None or peak is None else max(0, peak - held)}
         else:
-            raise ValueError(f"unknown request: {line.strip()}")
+            reply = getattr(session, word)(value)
 
 
 def _squares(x: Tensor, x_hat: Tensor) -> tuple[float, float]:
