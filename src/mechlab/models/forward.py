@@ -108,11 +108,14 @@ class Trace:
         x: the stream before the norm.
         parts: what the gradient is taken at: (q, k, v) before rotation, each
             ``[batch, pos, heads, d_head]``, or the normalised stream of the MLP or logits.
+        wrote: what the stage's sources are made from: every head's mixed values before W_O
+            ``[batch, pos, heads, d_head]``, the MLP's output; None for the logits.
     """
 
     stage: Stage
     x: Float[Tensor, "batch pos d_model"]
     parts: tuple[Tensor, ...]
+    wrote: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -252,12 +255,13 @@ class DecomposedForward:
                 attention = self.attentions[stage.layer]
                 q, k, v = self._project(attention, seen)
                 parts: tuple[Tensor, ...] = (q, k, v)
-                mixed = self._attend(attention, q, k, v)
+                mixed = self.attend(attention, q, k, v)
+                wrote: Tensor | None = mixed
                 if write is None or (apart is not None and stage.layer not in apart):
-                    added = torch.einsum("bphk,hkd->bpd", mixed, attention.output)
-                    outputs = self._heads(attention, mixed.detach()) if keep else added
+                    added = mixed.flatten(2) @ attention.output.flatten(0, 1)
+                    outputs = self.head_outputs(attention, mixed.detach()) if keep else added
                 else:
-                    outputs = write(stage, self._heads(attention, mixed))
+                    outputs = write(stage, self.head_outputs(attention, mixed))
                     added = outputs.sum(0)
                 if attention.output_bias is not None:
                     added = added + attention.output_bias
@@ -267,14 +271,15 @@ class DecomposedForward:
                 normed = self._norm(stage)(seen)
                 parts = (normed,)
                 if stage.kind == "logits":
-                    logits = self._logits(normed, positions)
+                    logits, wrote = self._logits(normed, positions), None
                 else:
-                    outputs = self._mlps[stage.layer](normed)[None]
+                    wrote = self._mlps[stage.layer](normed)
+                    outputs = wrote[None]
                     outputs = outputs if write is None else write(stage, outputs)
                     added = outputs[0]
             if trace:
                 assert not isinstance(seen, Split)
-                traces.append(Trace(stage, seen.detach(), parts))
+                traces.append(Trace(stage, seen.detach(), parts, wrote))
             if stage.kind != "logits":
                 x = x + added
                 if keep:
@@ -292,11 +297,25 @@ class DecomposedForward:
         """
         if trace.stage.kind != "attention":
             return self._norm(trace.stage).pull_back(trace.x, gradients[0][None])
-        attention = self.attentions[trace.stage.layer]
-        at_norm = torch.cat(
-            [torch.einsum("bphk,hdk->hbpd", g, w) for g, w in zip(gradients, attention.inputs, strict=True)]
+        attention, n = (
+            self.attentions[trace.stage.layer],
+            trace.stage.readers.stop - trace.stage.readers.start,
         )
-        return attention.norm.pull_back(trace.x, at_norm)
+        pulled = trace.x.new_empty(n, trace.x.shape[0] * trace.x.shape[1], trace.x.shape[2])
+        unit, inverse = attention.norm.scale(trace.x)
+        first = 0
+        # The norm's weight, mean and scale act on the weights and on d_head coordinates, so that the
+        # largest array here, a stream per reader, is written once and touched once more.
+        for g, part, w, bias in zip(gradients, trace.parts, attention.inputs, attention.biases, strict=True):
+            heads = slice(first, first + len(w))
+            folded, constant = attention.norm.fold(w, bias)
+            g = g * inverse[..., None]
+            torch.bmm(g.flatten(0, 1).transpose(0, 1), folded.transpose(1, 2), out=pulled[heads])
+            if unit is not None:
+                along = ((part.detach() - constant) * g).sum(-1).flatten(0, 1).T / unit.shape[-1]
+                pulled[heads].addcmul_(along[..., None], unit.flatten(0, 1), value=-1)
+            first = heads.stop
+        return pulled.view(n, *trace.x.shape)
 
     def _norm(self, stage: Stage) -> AnyNorm:
         return self._final_norm if stage.kind == "logits" else self._mlp_norms[stage.layer]
@@ -310,7 +329,8 @@ class DecomposedForward:
         for weight, bias in zip(attention.inputs, attention.biases, strict=True):
             heads = weight.shape[0]
             if normed.ndim == 3:
-                part = torch.einsum("bpd,hdk->bphk", normed, weight)
+                part = normed @ weight.transpose(0, 1).flatten(1)
+                part = part.view(*normed.shape[:2], heads, -1)
             else:
                 part = torch.einsum("hbpd,hdk->bphk", normed[first : first + heads], weight)
             if split is not None:
@@ -329,15 +349,15 @@ class DecomposedForward:
             first += heads
         return found[0], found[1], found[2]
 
-    def _attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention; returns the mixed values ``[batch, pos, heads, d_head]``."""
         n_pos, group = q.shape[1], q.shape[2] // k.shape[2]
         if self._rotary is not None:
             cos, sin = self._rotary(q, torch.arange(n_pos, device=q.device)[None])
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        q, k, v = (
-            part.transpose(1, 2) for part in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2))
-        )
+        if group > 1:
+            k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         mask = None
         if attention.window is not None and attention.window < n_pos:
             mask = (
@@ -348,7 +368,7 @@ class DecomposedForward:
         )
         return mixed.transpose(1, 2)
 
-    def _heads(self, attention: Attention, mixed: Tensor) -> Tensor:
+    def head_outputs(self, attention: Attention, mixed: Tensor) -> Tensor:
         """Each head's output ``[heads, batch, pos, d_model]``, without b_O."""
         return torch.einsum("bphk,hkd->hbpd", mixed, attention.output)
 

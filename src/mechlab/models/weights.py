@@ -6,7 +6,7 @@ model states its weights itself (``StatesWeights``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -60,6 +60,27 @@ class Norm:
             pulled -= pulled.mean(-1, keepdim=True)
         return pulled.addcmul_(along[..., None], unit, value=-1).mul_(inverse)
 
+    def scale(
+        self, x: Float[Tensor, "batch pos d_model"]
+    ) -> tuple[Float[Tensor, "batch pos d_model"] | None, Float[Tensor, "batch pos 1"]]:
+        """The stream as the norm scales it, u, and the scale 1/σ."""
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        inverse = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return x * inverse, inverse
+
+    def fold(
+        self, weight: Float[Tensor, "_heads d_model d_head"], bias: Float[Tensor, "_heads d_head"] | None
+    ) -> tuple[Float[Tensor, "_heads d_model d_head"], Float[Tensor, "_heads d_head"]]:
+        """Weights F and constant c that read u as ``weight`` and ``bias`` read the norm's output: Fᵀu + c."""
+        folded = weight * self.weight[:, None]
+        if self.centred:
+            folded -= folded.mean(1, keepdim=True)
+        constant = weight.new_zeros(len(weight), weight.shape[2]) if bias is None else bias
+        if self.bias is not None:
+            constant = constant + torch.einsum("d,hdk->hk", self.bias, weight)
+        return folded, constant
+
 
 class NoNorm:
     """Readers see the stream as it is (compiled models)."""
@@ -73,6 +94,16 @@ class NoNorm:
     ) -> Float[Tensor, "reader batch pos d_model"]:
         """The gradient itself."""
         return gradient
+
+    def scale(self, x: Float[Tensor, "batch pos d_model"]) -> tuple[None, Float[Tensor, "batch pos 1"]]:
+        """No scale: ones."""
+        return None, torch.ones_like(x[..., :1])
+
+    def fold(
+        self, weight: Float[Tensor, "_heads d_model d_head"], bias: Float[Tensor, "_heads d_head"] | None
+    ) -> tuple[Float[Tensor, "_heads d_model d_head"], Float[Tensor, "_heads d_head"]]:
+        """The weights and bias themselves."""
+        return weight, weight.new_zeros(len(weight), weight.shape[2]) if bias is None else bias
 
 
 AnyNorm = Norm | NoNorm
@@ -101,7 +132,8 @@ class Weights:
     """All that the decomposed forward needs of a module.
 
     Attributes:
-        embedding, unembed, mlps: the module's own submodules (an MLP includes its biases).
+        embedding, unembed: the module's own submodules.
+        mlps: the module's own submodules or what equals them (an MLP includes its biases).
         positions: learned position embeddings ``[n_ctx, d_model]``, where there are any.
         rotary: the module's rotary embedding ``(x, position_ids) -> (cos, sin)``, where there is one.
         parallel: attention and MLP of a layer read the same stream.
@@ -112,7 +144,7 @@ class Weights:
     rotary: nn.Module | None
     attentions: list[Attention]
     mlp_norms: Sequence[AnyNorm]
-    mlps: list[nn.Module]
+    mlps: Sequence[Callable[[Tensor], Tensor]]
     final_norm: AnyNorm
     unembed: nn.Module
     parallel: bool
@@ -158,11 +190,18 @@ def read_weights(module: nn.Module) -> Weights:
         rotary=getattr(body, "rotary_emb", None),
         attentions=attentions,
         mlp_norms=mlp_norms,
-        mlps=[layer.mlp for layer in layers],
+        mlps=[_mlp(layer.mlp, config) for layer in layers],
         final_norm=final_norm,
         unembed=module.get_output_embeddings(),  # type: ignore[operator]
         parallel=bool(kind == "gpt_neox" and config.use_parallel_residual),
     )
+
+
+def _mlp(mlp: Any, config: Any) -> Callable[[Tensor], Tensor]:
+    """The MLP, GPT-2's with its GELU as one operation: as the module's eight it is a third of a forward."""
+    if config.model_type != "gpt2" or config.activation_function != "gelu_new":
+        return mlp  # type: ignore[no-any-return]
+    return lambda x: mlp.c_proj(F.gelu(mlp.c_fc(x), approximate="tanh"))
 
 
 _Read = tuple[list[Attention], list[Norm], Norm]
