@@ -271,7 +271,8 @@ def load_model(
     """Load a model to study.
 
     Args:
-        name: "fable" (bundled), a directory in Hugging Face layout, or a hub name.
+        name: "fable" (bundled), a directory in Hugging Face layout, a hub name, or "compiled/reverse"
+            and the like, a compiled program.
         dtype: weights' floating type; float32 on a CPU and the checkpoint's own type elsewhere by default.
         device: "auto", "cpu", "cuda" or "cuda:N"; ignored when ``device_map`` is given.
         device_map, revision, token, trust_remote_code: as in ``transformers``.
@@ -280,6 +281,10 @@ def load_model(
     Raises MechlabError when the model is not found, has no tokenizer, is of an
     architecture without a site table, cannot be reached offline, or when the device is absent.
     """
+    if str(name).startswith("compiled/"):
+        from mechlab.models.compiled.subject import compiled_subject  # which makes a Subject
+
+        return compiled_subject(str(name), device=device)
     place = resolve_device(device)
     kind = resolve_dtype(dtype, place)
     extra = quantisation_options(quantisation)
