@@ -111,3 +111,40 @@ def test_mistakes_are_named() -> None:
         graph.mask([("m2", "m1")])
     with pytest.raises(MechlabError, match="cannot be read"):
         from_json("{}")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_connected_by_position_keeps_the_logits(architecture, seed, random_module, random_task) -> None:
+    """Edges that the connected part lacks change nothing under resampling."""
+    from mechlab.circuits.masked import masked_logits
+    from mechlab.circuits.metrics import logit_difference
+    from mechlab.circuits.runs import paired_runs
+    from mechlab.models.forward import DecomposedForward
+
+    forward = DecomposedForward(random_module(architecture, seed).double())
+    graph = Graph(forward.shape)
+    pair = next(iter(paired_runs(forward, random_task(seed, n=2, pos=5), logit_difference)))
+    generator = torch.Generator().manual_seed(seed)
+    for share in (0.1, 0.4):
+        mask = torch.rand(*graph.real.shape, 5, generator=generator) < share
+        both = torch.stack([mask, graph.connected(mask)])
+        assert not (both[1] & ~mask).any()
+        logits = masked_logits(forward, pair.clean, pair.corrupt.sources, both, pair.task.positions["end"])
+        torch.testing.assert_close(logits[0], logits[1])
+
+
+def test_connected_by_position_moves_forward_only(random_module) -> None:
+    graph = Graph(Shape(1, 1, 1, parallel=False))
+    mask = torch.zeros(*graph.real.shape, 3, dtype=torch.bool)
+    embed, head = graph.source("embed"), graph.source("a0.h0")
+    mask[embed, graph.reader("a0.h0.v"), 1] = True
+    mask[head, graph.reader("logits"), :] = True
+    found = graph.connected(mask)
+    assert found[head, graph.reader("logits")].tolist() == [False, True, True]
+    assert found[embed, graph.reader("a0.h0.v"), 1]
+    both_ways = graph.connected(mask, causal=False)
+    assert both_ways[head, graph.reader("logits")].tolist() == [True, True, True]
+    query = torch.zeros_like(mask)
+    query[embed, graph.reader("a0.h0.q"), 1] = True
+    query[head, graph.reader("logits"), :] = True
+    assert graph.connected(query)[head, graph.reader("logits")].tolist() == [False, True, False]

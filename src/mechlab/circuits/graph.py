@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechlab.errors import MechlabError, near
-from mechlab.models.forward import Shape
+from mechlab.models.forward import Shape, Stage
 
 
 @dataclass(frozen=True)
@@ -141,25 +141,49 @@ class Graph:
             mask[row, column] = True
         return mask
 
-    def connected(self, mask: Bool[Tensor, "n_sources n_readers"]) -> Bool[Tensor, "n_sources n_readers"]:
+    def connected(
+        self, mask: Bool[Tensor, "n_sources n_readers *pos"], *, causal: bool = True
+    ) -> Bool[Tensor, "n_sources n_readers *pos"]:
         """The edges of ``mask`` that lie on a path from "embed" to the logits.
 
         Under resample ablation the others change nothing: a source that "embed" does not
         reach has its corrupt value already.
+
+        With a position axis a path moves between positions only through keys and values: to later
+        positions, or to all where attention is not ``causal``. Logits count at every position.
         """
-        mask = mask.cpu() & self.real
-        reached = torch.zeros(self.shape.n_sources, dtype=torch.bool)
+        real = self.real if mask.ndim == 2 else self.real[..., None]
+        each = mask.cpu() & real
+        edges = each[..., None] if mask.ndim == 2 else each
+        n_pos = edges.shape[2]
+        reached = torch.zeros(self.shape.n_sources, n_pos, dtype=torch.bool)
         reached[0] = True
-        leads = torch.zeros(self.shape.n_readers, dtype=torch.bool)
+        leads = torch.zeros(self.shape.n_readers, n_pos, dtype=torch.bool)
         leads[-1] = True
+        # [from, to]: which positions of a head's output a key or value at a position reaches.
+        moved = torch.ones(n_pos, n_pos, dtype=torch.bool)
+        moved = moved.triu() if causal else moved
         stages = [stage for stage in self.shape.stages if stage.kind in ("attention", "mlp")]
         for stage in stages:
-            touched = (mask[:, stage.readers] & reached[:, None]).any(0)
-            reached |= (self.feeds[stage.readers] & touched[:, None]).any(0)
+            touched = (edges[:, stage.readers] & reached[:, None]).any(0)
+            spread = _any_product(touched, moved)
+            at_once = self._at_once(stage)
+            reached |= _any_product(self.feeds[stage.readers][at_once].T, touched[at_once])
+            reached |= _any_product(self.feeds[stage.readers][~at_once].T, spread[~at_once])
         for stage in reversed(stages):
-            useful = (mask & leads).any(1)
-            leads[stage.readers] = (self.feeds[stage.readers] & useful).any(1)
-        return mask & reached[:, None] & leads
+            useful = (edges & leads).any(1)
+            back = _any_product(useful, moved.T)
+            at_once = self._at_once(stage)
+            feeds = self.feeds[stage.readers]
+            leads[stage.readers] = torch.where(
+                at_once[:, None], _any_product(feeds, useful), _any_product(feeds, back)
+            )
+        return each & (reached[:, None] & leads).view(each.shape)
+
+    def _at_once(self, stage: Stage) -> Bool[Tensor, "reader"]:
+        """Which readers of a stage act at their own position: all but keys and values."""
+        n = stage.readers.stop - stage.readers.start
+        return torch.arange(n) < (self.shape.n_heads if stage.kind == "attention" else n)
 
     def to_json(
         self,
@@ -180,6 +204,13 @@ def from_json(text: str) -> tuple[Graph, Bool[Tensor, "n_sources n_readers"]]:
     except (ValueError, TypeError, KeyError) as error:
         raise MechlabError("circuit JSON cannot be read", error, "it needs a shape and edges") from error
     return graph, graph.mask(pairs)
+
+
+def _any_product(
+    left: Bool[Tensor, "row inner"], right: Bool[Tensor, "inner column"]
+) -> Bool[Tensor, "row column"]:
+    """Whether any inner index is true on both sides."""
+    return left.float() @ right.float() > 0
 
 
 def _heads(shape: Shape) -> tuple[int, int, int]:
