@@ -1,0 +1,1 @@
+"""Causal claims: interchange interventions, distributed alignment search, and how they can mislead."""
