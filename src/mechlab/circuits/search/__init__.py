@@ -1,0 +1,1 @@
+"""Circuit search: removing edges, cutting by scores, learning masks, following paths."""
