@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from mechlab.circuits.attribution import METHODS, edge_scores, gradient_points
 from mechlab.circuits.circuit import Circuit, SizePoint, task_fingerprint
 from mechlab.circuits.evaluate import run_circuits
 from mechlab.circuits.evaluation.judge import evaluate_mask
+from mechlab.circuits.evaluation.stability import resampled, stability
 from mechlab.circuits.graph import Graph
 from mechlab.circuits.metrics import default_metric, metric_named
 from mechlab.circuits.patching import head_patching
@@ -35,6 +36,7 @@ from mechlab.data.tasks import Task
 from mechlab.errors import MechlabError, near
 from mechlab.models.forward import DecomposedForward
 from mechlab.models.subject import Subject
+from mechlab.scores import Score
 
 SEARCHES = ("acdc",)
 TARGET = 0.9
@@ -99,7 +101,7 @@ def find_circuit(
         require_apart(reference, task_train)
         require_apart(reference, task_test)
     empty, gap = _gap(subject, forward, task_train, name, made, batch_size)
-    search = _Search(forward, task_train, name, made, seed, batch_size, empty, gap)
+    search = _Search(forward, task_train, name, made, seed, batch_size)
     report = progress or (lambda done, wanted: None)
     steps_of_search = 1
 
@@ -112,12 +114,24 @@ def find_circuit(
     if method in SEARCHES:
         assert threshold is not None
         settings = {"threshold": threshold}
-        found, curve = search.acdc(threshold, searching)
+        found = search.acdc(threshold, searching)
+        kept = search.faithfulness(found.mask[None], empty, gap)[0]
+        curve: tuple[SizePoint, ...] = (SizePoint(found.n_top, found.n_edges, kept),)
     else:
         if target is None and top is None and threshold is None:
             target = TARGET
         settings = {"steps": steps, "target": target, "top": top, "threshold": threshold}
-        found, curve = search.rank(method, steps, target, top, threshold, sizes, searching)
+        started = time.monotonic()
+        scores = search.scores(method, steps)
+        searching(1, 1)
+        masks, tried, wanted = _sizes(forward, scores, ablation, sizes, top, threshold)
+        curve = tuple(
+            SizePoint(n, int(mask.sum()), value)
+            for n, mask, value in zip(tried, masks, search.faithfulness(masks, empty, gap), strict=True)
+        )
+        chosen = _smallest(curve, target or TARGET) if wanted is None else tried.index(wanted)
+        calls, seconds = 2 + len(gradient_points(method, steps)), time.monotonic() - started
+        found = Found(method, masks[chosen], scores, tried[chosen], calls, len(masks), seconds, {})
     report(steps_of_search + 1, steps_of_search + 3)
     fingerprint = subject.fingerprint
     evaluation = evaluate_mask(
@@ -167,9 +181,49 @@ def find_circuit(
     )
 
 
+def find_again(
+    subject: Subject,
+    circuit: Circuit,
+    task: Task,
+    *,
+    times: int = 10,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+) -> Score:
+    """How stable a circuit is: it is found again on resampled prompts, and the circuits are compared.
+
+    Args:
+        task: the selection prompts; drawn again with replacement every time.
+        times: how many circuits to find, in the same way: edges of the same number for attribution
+            methods, the same threshold for searches.
+        progress: called with (circuits found, times).
+
+    Returns:
+        The mean pairwise Jaccard index (see ``mechlab.circuits.evaluation.stability``).
+
+    Raises MechlabError for fewer than two times.
+    """
+    forward, settings = DecomposedForward(subject.module), circuit.settings
+    search = _Search(forward, task, circuit.metric, circuit.ablation, seed, batch_size)
+    masks = []
+    for each in resampled(task, times, seed):
+        again = replace(search, task=each)
+        if circuit.method in SEARCHES:
+            masks.append(again.acdc(settings["threshold"], None).mask)
+        else:
+            scores = again.scores(circuit.method, settings["steps"])
+            chosen = top_edges(circuit.graph, scores, circuit.n_top)
+            masks.append(clean_up(circuit.graph, chosen, circuit.ablation.kind))
+        if progress is not None:
+            progress(len(masks), times)
+    none = torch.zeros(0, *circuit.mask.shape, dtype=torch.bool)
+    return stability(circuit.graph, torch.stack(masks) if masks else none, seed=seed)
+
+
 @dataclass(frozen=True)
 class _Search:
-    """What every way of searching needs: the selection prompts and how circuits are run on them."""
+    """What every way of searching needs: the prompts, and how circuits are run on them."""
 
     forward: DecomposedForward
     task: Task
@@ -177,23 +231,9 @@ class _Search:
     ablation: Ablation
     seed: int
     batch_size: int
-    empty: Float[Tensor, "n"]
-    gap: float
 
-    def rank(
-        self,
-        method: str,
-        steps: int,
-        target: float | None,
-        top: int | None,
-        threshold: float | None,
-        sizes: tuple[int, ...] | None,
-        progress: Progress,
-    ) -> tuple[Found, tuple[SizePoint, ...]]:
-        """Score all edges and choose a size."""
-        started = time.monotonic()
-        graph = Graph(self.forward.shape)
-        scores = edge_scores(
+    def scores(self, method: str, steps: int) -> Float[Tensor, "n_sources n_readers"]:
+        return edge_scores(
             self.forward,
             self.task,
             method=method,
@@ -201,33 +241,9 @@ class _Search:
             metric=self.metric,
             batch_size=self.batch_size,
         )
-        progress(1, 1)
-        wanted = top
-        if threshold is not None:
-            wanted = int(edges_above(graph, scores, threshold).sum())
-        tried = {min(max(n, 1), graph.n_edges) for n in sizes or size_grid(graph.n_edges)} | {graph.n_edges}
-        tried |= set() if wanted is None else {min(wanted, graph.n_edges)}
-        masks = torch.stack(
-            [clean_up(graph, top_edges(graph, scores, n), self.ablation.kind) for n in sorted(tried)]
-        )
-        curve = tuple(
-            SizePoint(n, int(mask.sum()), value)
-            for n, mask, value in zip(sorted(tried), masks, self._faithfulness(masks), strict=True)
-        )
-        if wanted is None:
-            assert target is not None
-            # All edges give exactly 1 but for rounding, so the last size always qualifies.
-            kept = (i for i, point in enumerate(curve) if point.faithfulness >= target)
-            chosen = next(kept, len(curve) - 1)
-        else:
-            chosen = sorted(tried).index(min(wanted, graph.n_edges))
-        mask, point, seconds = masks[chosen], curve[chosen], time.monotonic() - started
-        calls = 2 + len(gradient_points(method, steps))
-        return Found(method, mask, scores, point.n_top, calls, len(masks), seconds, {}), curve
 
-    def acdc(self, threshold: float, progress: Progress) -> tuple[Found, tuple[SizePoint, ...]]:
-        """ACDC at one threshold; its curve is the one point."""
-        found = acdc(
+    def acdc(self, threshold: float, progress: Progress | None) -> Found:
+        return acdc(
             self.forward,
             self.task,
             threshold,
@@ -237,9 +253,10 @@ class _Search:
             batch_size=self.batch_size,
             progress=progress,
         )
-        return found, (SizePoint(found.n_top, found.n_edges, self._faithfulness(found.mask[None])[0]),)
 
-    def _faithfulness(self, masks: Bool[Tensor, "circuit n_sources n_readers"]) -> list[float]:
+    def faithfulness(
+        self, masks: Bool[Tensor, "circuit n_sources n_readers"], empty: Float[Tensor, "n"], gap: float
+    ) -> list[float]:
         values, _, _ = run_circuits(
             self.forward,
             self.task,
@@ -248,8 +265,32 @@ class _Search:
             ablation=self.ablation,
             batch_size=self.batch_size,
         )
-        kept: list[float] = ((values - self.empty).mean(1) / self.gap).tolist()
+        kept: list[float] = ((values - empty).mean(1) / gap).tolist()
         return kept
+
+
+def _sizes(
+    forward: DecomposedForward,
+    scores: Float[Tensor, "n_sources n_readers"],
+    ablation: str,
+    sizes: tuple[int, ...] | None,
+    top: int | None,
+    threshold: float | None,
+) -> tuple[Bool[Tensor, "circuit n_sources n_readers"], list[int], int | None]:
+    """Circuits of every size tried, the sizes, and the size that is wanted, where one is."""
+    graph = Graph(forward.shape)
+    wanted = top if threshold is None else int(edges_above(graph, scores, threshold).sum())
+    wanted = None if wanted is None else min(wanted, graph.n_edges)
+    tried = {min(max(n, 1), graph.n_edges) for n in sizes or size_grid(graph.n_edges)} | {graph.n_edges}
+    tried |= set() if wanted is None else {wanted}
+    masks = [clean_up(graph, top_edges(graph, scores, n), ablation) for n in sorted(tried)]
+    return torch.stack(masks), sorted(tried), wanted
+
+
+def _smallest(curve: tuple[SizePoint, ...], target: float) -> int:
+    # All edges give exactly 1 but for rounding, so the last size always qualifies.
+    kept = (i for i, point in enumerate(curve) if point.faithfulness >= target)
+    return next(kept, len(curve) - 1)
 
 
 def require_task(subject: Subject, task: Task, *, metric: str | None = None) -> None:

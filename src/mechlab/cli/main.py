@@ -36,6 +36,23 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "convert",
         "read other tools' dictionaries, or export for SAELens",
     ),
+    "circuit find": (
+        "mechlab.cli.circuit",
+        "find",
+        "the edges that carry a task, judged on held-out prompts",
+    ),
+    "circuit eval": (
+        "mechlab.cli.circuit_eval",
+        "evaluate",
+        "faithful, complete, minimal? beside random circuits",
+    ),
+    "circuit show": ("mechlab.cli.circuit", "show", "a circuit as text, SVG, HTML or JSON"),
+    "circuit compare": ("mechlab.cli.circuit_eval", "compare", "what two circuits share"),
+    "circuit patch": (
+        "mechlab.cli.circuit_patch",
+        "patch",
+        "sweep activation patching over layers, heads, inputs",
+    ),
     "model list": ("mechlab.cli.model", "list_models", "models that can be named right away"),
     "model info": ("mechlab.cli.model", "info", "sites, sizes and fingerprint of a model"),
     "model train-fable": ("mechlab.cli.model", "train", "train the bundled model from scratch"),

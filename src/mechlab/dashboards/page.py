@@ -142,7 +142,7 @@ def render_page(page: Page) -> str:
     script = (_ROOM / "page.js").read_text()
     drawing: Drawing | None = None if page.circuit is None else draw(page.circuit)
     text = (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             page=page,
@@ -258,13 +258,14 @@ def _share(values: Iterable[float]) -> float:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates of this room, with everything escaped that comes from data."""
+    made = Environment(
         loader=FileSystemLoader(_ROOM),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(shown=_shown, plain=_plain, largest=_share, interval=_interval)
-    return environment
+    made.filters.update(shown=_shown, plain=_plain, largest=_share, interval=_interval)
+    return made

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mechlab.circuits.circuit import Circuit
-from mechlab.dashboards.drawing import CircuitRecord, HeadRecord
+from mechlab.dashboards.circuit_page import circuit_record
 from mechlab.dashboards.page import Page, Result
 from mechlab.dashboards.records import feature_records
 from mechlab.features.detection import DetectionResult
@@ -62,16 +62,5 @@ def run_page(
         results=tuple(results),
         timings=timings,
         features=feature_records(index, explanations, detection, decode),
-        circuit=None if circuit is None else _circuit(circuit),
-    )
-
-
-def _circuit(circuit: Circuit) -> CircuitRecord:
-    return CircuitRecord(
-        task=circuit.task,
-        method=circuit.method,
-        n_edges=circuit.n_edges,
-        faithfulness=circuit.faithfulness,
-        edges=tuple((edge.source, edge.reader, float(edge.score or 0.0)) for edge in circuit.edges),
-        heads=tuple(HeadRecord(e.node, e.attribution, e.noising) for e in circuit.heads.effects),
+        circuit=None if circuit is None else circuit_record(circuit),
     )

@@ -1,0 +1,104 @@
+"""One circuit drawn as SVG, alone or on a page that asks the network for nothing.
+
+The drawing is that of a run's page (``drawing``): layers as rows, stroke width by |score|, negative edges
+dashed. Pointing at an edge or node shows its name and value; heads with a known class carry its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from mechlab.circuits.circuit import Circuit
+from mechlab.dashboards.drawing import CircuitRecord, DrawnNode, HeadRecord, draw
+from mechlab.dashboards.page import Result, environment
+
+_COLOURS = ("#dbeafe", "#fde68a", "#bbf7d0", "#fecaca", "#e9d5ff", "#fed7aa", "#a5f3fc", "#e5e7eb")
+_LEGEND = 22
+
+
+@dataclass(frozen=True)
+class _Class:
+    """A class of heads: its colour, and where its entry of the legend stands."""
+
+    name: str
+    colour: str
+    y: int
+
+
+def circuit_record(circuit: Circuit) -> CircuitRecord:
+    """What is drawn of a circuit."""
+    return CircuitRecord(
+        task=circuit.task,
+        method=circuit.method,
+        n_edges=circuit.n_edges,
+        faithfulness=circuit.faithfulness,
+        edges=tuple((edge.source, edge.reader, float(edge.score or 0.0)) for edge in circuit.edges),
+        heads=tuple(HeadRecord(e.node, e.attribution, e.noising) for e in circuit.heads.effects),
+    )
+
+
+def circuit_svg(circuit: Circuit, classes: Mapping[str, str] | None = None) -> str:
+    """The circuit as an SVG file. ``classes``: node → class, where known."""
+    record = circuit_record(circuit)
+    drawing = draw(CircuitRecord(record.task, record.method, record.n_edges, edges=record.edges))
+    known = classes or {}
+    names = sorted({known[node.name] for node in drawing.nodes if node.name in known})
+    legend = [
+        _Class(name, _COLOURS[i % len(_COLOURS)], drawing.height + 14 + _LEGEND * i)
+        for i, name in enumerate(names)
+    ]
+    colours = {each.name: each.colour for each in legend}
+
+    def node_class(node: DrawnNode) -> str:
+        return known.get(node.name, "")
+
+    return (
+        environment()
+        .get_template("circuit_svg.html")
+        .render(
+            circuit=record,
+            ablation=circuit.ablation.kind,
+            drawing=drawing,
+            legend=legend,
+            colours=colours,
+            node_class=node_class,
+            height=drawing.height + _LEGEND * len(legend) + 4,
+        )
+    )
+
+
+def circuit_page(circuit: Circuit, classes: Mapping[str, str] | None = None) -> str:
+    """The circuit as one HTML file: facts, drawing, and a table of its edges."""
+    found = circuit.evaluation
+    results = (
+        Result.of(found.faithfulness),
+        Result.of(found.ratios, note=f"undefined on {found.undefined} prompts"),
+        Result.of(found.kl),
+        Result.of(found.cpr.area),
+        Result.of(found.cmd.area),
+    )
+    facts = {
+        "task": circuit.task,
+        "method": circuit.method,
+        "settings": ", ".join(f"{k} {v}" for k, v in circuit.settings.items() if v is not None),
+        "ablation": circuit.ablation.kind,
+        "metric": circuit.metric,
+        "edges": f"{circuit.n_edges} of {circuit.graph.n_edges} ({circuit.n_top} before the clean-up)",
+        "model": circuit.model,
+    }
+    edges = sorted(circuit.edges, key=lambda edge: -abs(edge.score or 0.0))
+    text = (
+        environment()
+        .get_template("circuit.html")
+        .render(
+            title=f"{circuit.task} by {circuit.method}",
+            facts=facts,
+            results=results,
+            svg=Markup(circuit_svg(circuit, classes)),  # already escaped by its own template
+            edges=edges,
+        )
+    )
+    return text.encode("utf-8", "replace").decode("utf-8")
