@@ -44,18 +44,13 @@ def run_circuits(
     columns, whole, empty = [], [], []
     for pair in paired_runs(forward, task, measure, batch_size):
         masked = Masked(forward, pair.clean, ablation.values(pair), pair.task.positions["end"])
-        found = masked.logits(masks)
-        columns.append(
-            torch.stack([pair.metric(logits) for logits in found])
-            if len(found)
-            else pair.clean.metric.new_empty(0, len(pair.task))
-        )
+        columns.append(masked.metric(masks, pair))
         whole.append(pair.clean.metric)
         if ablation.kind == "resample":
             empty.append(pair.corrupt.metric)
         else:
             none = torch.zeros(1, *masked.real.shape, dtype=torch.bool)
-            empty.append(pair.metric(masked.logits(none)[0]))
+            empty.append(masked.metric(none, pair)[0])
     return torch.cat(columns, 1).cpu(), torch.cat(whole).cpu(), torch.cat(empty).cpu()
 
 

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechlab.circuits.graph import Graph
-from mechlab.circuits.runs import End
+from mechlab.circuits.runs import End, PairedRun
 from mechlab.models.forward import DecomposedForward, Split, Stage
 
 # Elements of one stream per reader that a batch of circuits may hold: 256 MB of float32.
@@ -81,18 +81,36 @@ class Masked:
 
         With a position axis, edges are kept or replaced at every position of their own.
         """
-        masks = masks.cpu()
         found = self.base.logits.new_empty(len(masks), *self.base.logits.shape)
+        for rows, logits in self.runs(masks):
+            found[rows] = logits
+        return found
+
+    @torch.no_grad()
+    def metric(
+        self, masks: Bool[Tensor, "circuit n_sources n_readers *pos"], pair: PairedRun
+    ) -> Float[Tensor, "circuit batch"]:
+        """The metric of every circuit; logits of many circuits are never held together."""
+        found = pair.clean.metric.new_empty(len(masks), len(pair.task))
+        for rows, logits in self.runs(masks):
+            found[rows] = torch.stack([pair.metric(each) for each in logits])
+        return found
+
+    @torch.no_grad()
+    def runs(
+        self, masks: Bool[Tensor, "circuit n_sources n_readers *pos"]
+    ) -> Iterator[tuple[list[int], Float[Tensor, "row batch *read d_vocab"]]]:
+        """Which circuits, and their logits: those that run together, one batch after another."""
+        masks = masks.cpu()
         outside = ~masks & (self.real if masks.ndim == 3 else self.real[..., None])
         cut = outside if outside.ndim == 3 else outside.any(-1)
         for rows in self._groups(cut):
             plan = self._plan(cut[rows])
             if plan is None:
-                found[rows] = self.base.logits
+                yield rows, self.base.logits[None].expand(len(rows), *self.base.logits.shape)
             else:
                 gone = outside[rows].to(self._gap.device, self._gap.dtype)
-                found[rows] = self._run(gone, plan).view(len(rows), *self.base.logits.shape)
-        return found
+                yield rows, self._run(gone, plan).view(len(rows), *self.base.logits.shape)
 
     def soft(self, mask: Float[Tensor, "n_sources n_readers *pos"]) -> Float[Tensor, "batch *read d_vocab"]:
         """Logits of one circuit with edges present in part, differentiable in ``mask`` (0 to 1)."""

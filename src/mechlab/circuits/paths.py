@@ -62,17 +62,16 @@ def path_effects(
             masks[:, mlps] &= torch.ones(len(graph.readers), dtype=torch.bool).index_fill(
                 0, torch.tensor(columns), False
             )
-            logits = torch.stack(
-                [
-                    Masked(forward, pair.clean, _through_mlps(forward, pair, row, other), ends).logits(
-                        mask[None]
-                    )[0]
-                    for mask, row in zip(masks, rows, strict=True)
-                ]
-            )
+            # Each sender changes the MLPs in its own way, so its paths carry values of their own.
+            values = [
+                Masked(forward, pair.clean, _through_mlps(forward, pair, row, other), ends).metric(
+                    mask[None], pair
+                )[0]
+                for mask, row in zip(masks, rows, strict=True)
+            ]
+            found.append(pair.clean.metric - torch.stack(values))
         else:
-            logits = Masked(forward, pair.clean, other, ends).logits(masks)
-        found.append(torch.stack([pair.clean.metric - pair.metric(each) for each in logits]))
+            found.append(pair.clean.metric - Masked(forward, pair.clean, other, ends).metric(masks, pair))
     return torch.cat(found, 1).cpu()
 
 
