@@ -17,8 +17,10 @@ from mechlab.models.compiled.truth import sequences
 _PARTS = ("validation", "test")
 
 
-def compiled_task(model: Compiled, n: int = 128, seed: int = 0, *, split: str | None = None) -> Task:
-    """Pairs of random sequences of the greatest length, for which the model's outputs differ.
+def compiled_task(
+    model: Compiled, n: int = 128, seed: int = 0, *, split: str | None = None, length: int | None = None
+) -> Task:
+    """Pairs of random sequences of one length, for which the model's outputs differ.
 
     ``answers`` are the model's own outputs on the clean sequences and ``wrong`` those on the corrupt
     ones, as places among its logits, at every position the program is read at: ``[n, read]``. Where the
@@ -31,16 +33,18 @@ def compiled_task(model: Compiled, n: int = 128, seed: int = 0, *, split: str | 
         seed: of the draw.
         split: "validation" and "test" are halves of the sequences without a prompt in common; all
             sequences when None.
+        length: of the sequences, without BOS; the greatest when None.
 
     Raises:
-        MechlabError: an unknown split, n below 1, or sequences whose outputs are all the same.
+        MechlabError: an unknown split, n below 1, a length that the program is not for, or sequences
+            whose outputs are all the same.
     """
     if split is not None and split not in _PARTS:
         raise MechlabError("split does not exist", split, near(split, _PARTS))
     if n < 1:
         raise MechlabError("number of prompt pairs must be at least 1", n)
     program, generator = model.program, torch.Generator().manual_seed(seed)
-    length = max(program.lengths)
+    length = max(program.lengths) if length is None else length
     rows = sequences(program, length, 4 * n + 64, generator)
     rows = [row for row in rows if split is None or _part(row) == split]
     reads = torch.tensor(program.reads(length))
