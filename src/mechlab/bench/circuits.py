@@ -6,7 +6,6 @@ are memory beyond what was held before, weights excluded.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +26,7 @@ from mechlab.circuits.graph import Graph
 from mechlab.circuits.masked import Masked
 from mechlab.circuits.metrics import logit_difference
 from mechlab.circuits.runs import PairedRun, paired_runs
-from mechlab.circuits.search.acdc import AHEAD, acdc
+from mechlab.circuits.search.acdc import acdc
 from mechlab.circuits.search.prune import top_edges
 from mechlab.data.tasks import Task, make_task
 from mechlab.models.forward import DecomposedForward
@@ -37,6 +36,8 @@ FORWARD, EAP, EAP_IG = "plain forward", "ours, EAP", "ours, EAP-IG"
 PEER_FORWARD, PEER_EAP = f"{NAME}, forward", f"{NAME}, EAP"
 EDGES, LOGIT_EDGES, CURVE = "ours, single edges", "ours, edges into the logits", "ours, 10 circuits"
 PEER_EDGES, PEER_LOGIT_EDGES = f"{NAME}, single edges", f"{NAME}, edges into the logits"
+# What a job's cost is divided by.
+COMPARED = {EAP_IG: EAP, EAP: PEER_EAP, EDGES: PEER_EDGES, LOGIT_EDGES: PEER_LOGIT_EDGES}
 _METRIC = "logit_difference"
 
 
@@ -142,8 +143,8 @@ def compare_attribution(
         n_edges: size of the random sample of edges that are tested exactly.
         peer_folder: where auto-circuit's environment is; None leaves it out.
 
-    Returns figures by variant, relative errors between us and auto-circuit (‖ours − theirs‖/‖theirs‖;
-    None without it), the floors, and what is missing.
+    Returns figures by variant, the ratios of ``COMPARED``, the floors, what is missing, and relative
+    errors ‖ours − theirs‖/‖theirs‖ (of the logits the largest difference); None without auto-circuit.
     """
     module, forward = subject.module, DecomposedForward(subject.module)
     graph = Graph(forward.shape)
@@ -185,9 +186,10 @@ def compare_attribution(
     errors: dict[str, float] | None = None
     peaks: dict[str, int | None] = {}
     with ExitStack() as stack:
-        peer = None
+        peer: AutoCircuit | None = None
         if peer_folder is not None and interpreter(NAME, peer_folder) is not None:
-            peer = stack.enter_context(AutoCircuit(module, task, work, device, peer_folder))
+            peer = AutoCircuit(module, task, work, device, peer_folder)
+            stack.callback(peer.close)
             theirs = {PEER_EDGES: sample, PEER_LOGIT_EDGES: into_logits}
             variants |= _peer_variants(peer, theirs, found, peaks)
         rounds = interleaved(variants, repeats=repeats, device=device, stage="rounds", progress=progress)
@@ -204,6 +206,11 @@ def compare_attribution(
         "n_edges": graph.n_edges,
         "tested": len(sample),
         "variants": {name: _figures(rounds, name, peaks) for name in variants},
+        "ratios": {
+            f"{name} / {base}": rounds.ratio(base, name)
+            for name, base in COMPARED.items()
+            if base in variants
+        },
         "floors": floors(subject, task, sample, steps),
         "errors": errors,
         "missing": [NAME] if peer is None and peer_folder is not None else [],
@@ -266,35 +273,28 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def time_acdc(
-    *,
-    prompts: int,
-    threshold: float,
-    device: str,
-    progress: Progress | None = None,
-    ahead: tuple[int, ...] = (1, AHEAD),
+    *, prompts: int, threshold: float, device: str, progress: Progress | None = None
 ) -> dict[str, Any]:
     """ACDC on the bundled model's IOI: one edge at a time, and with edges tested ahead.
 
-    Returns by number of edges tested ahead: seconds, calls of the model, circuits run in them; also
-    the circuit's size and whether all are the same circuit.
+    Returns seconds, calls of the model and circuits run in them, for both; also the circuit's size and
+    whether both are the same circuit.
     """
     subject = load_model("fable", device=device)
     forward = DecomposedForward(subject.module)
     task = make_task("ioi", subject.tokenizer, n=prompts, seed=0, split="validation")
     runs, masks = {}, []
-    for number, width in enumerate(ahead):
+    for number, (name, width) in enumerate({"one by one": 1, "ahead": None}.items()):
         if progress:
-            progress("ACDC", number, len(ahead), {})
-        started = time.perf_counter()
+            progress(f"ACDC, {name}", number, 2, {})
         run = acdc(forward, task, threshold, ahead=width)
-        seconds = time.perf_counter() - started
-        runs[str(width)] = {"seconds": seconds, "calls": run.calls, "circuits": run.rows}
+        runs[name] = {"seconds": run.seconds, "calls": run.calls, "circuits": run.rows}
         masks.append(run.mask)
     return {
         "prompts": prompts,
         "threshold": threshold,
         "edges": Graph(forward.shape).n_edges,
         "kept": int(masks[0].sum()),
-        "same": all(torch.equal(mask, masks[0]) for mask in masks),
-        "ahead": runs,
+        "same": torch.equal(*masks),
+        "runs": runs,
     }

@@ -113,18 +113,14 @@ def goals(payload: dict[str, Any], device: str) -> list[dict[str, Any]]:
     def most(name: str, value: float, limit: float) -> None:
         found.append({"name": name, "value": value, "most": limit, "met": value <= limit})
 
-    def cost(name: str) -> float:
-        return float(variants[name]["forwards"])
-
+    limits = {names.EAP_IG: steps + 2.0, names.EAP: 1 / 8, names.EDGES: 1 / 4, names.LOGIT_EDGES: 1 / 4}
     if device == "cpu":
-        most("EAP, plain forwards", cost(names.EAP), 2.5)
-        most("10 circuits, plain forwards for each", cost(names.CURVE), 12.0)
-    most(f"EAP-IG with {steps} points / EAP", cost(names.EAP_IG) / cost(names.EAP), steps + 2.0)
-    if names.PEER_EAP in variants:
-        most("EAP / auto-circuit's", cost(names.EAP) / cost(names.PEER_EAP), 1 / 8)
-        most("single edge / auto-circuit's", cost(names.EDGES) / cost(names.PEER_EDGES), 1 / 4)
-        logits = cost(names.LOGIT_EDGES) / cost(names.PEER_LOGIT_EDGES)
-        most("edge into the logits / auto-circuit's", logits, 1 / 4)
+        most("EAP, plain forwards", variants[names.EAP]["forwards"], 2.5)
+        most("10 circuits, plain forwards for each", variants[names.CURVE]["forwards"], 12.0)
+    for name, base in names.COMPARED.items():
+        if base in variants:
+            most(f"{name} / {base}", payload["ratios"][f"{name} / {base}"], limits[name])
+    if payload["errors"] is not None:
         ours, theirs = (variants[name]["peak_bytes"] for name in (names.EAP, names.PEER_EAP))
         if ours is not None and theirs:
             most("EAP's peak memory / auto-circuit's", ours / theirs, 0.6)
@@ -132,9 +128,8 @@ def goals(payload: dict[str, Any], device: str) -> list[dict[str, Any]]:
             kind = "largest difference" if name == "logits" else "relative L2 error"
             most(f"{name}: {kind}", error, 1e-4)
     if "acdc" in payload:
-        runs = payload["acdc"]["ahead"]
-        most("ACDC on IOI, s", min(run["seconds"] for run in runs.values()), 60.0)
-        most("ACDC's circuits that differ, one by one or ahead", float(not payload["acdc"]["same"]), 0.0)
+        most("ACDC on IOI, s", payload["acdc"]["runs"]["ahead"]["seconds"], 60.0)
+        most("ACDC ahead ends in another circuit than one by one", float(not payload["acdc"]["same"]), 0.0)
     return found
 
 
@@ -172,8 +167,8 @@ def _text(payload: dict[str, Any]) -> str:
     if "acdc" in payload:
         found = payload["acdc"]
         runs = "; ".join(
-            f"{width} ahead: {run['seconds']:.1f} s, {run['calls']:,} calls, {run['circuits']:,} circuits"
-            for width, run in found["ahead"].items()
+            f"{name} {run['seconds']:.1f} s, {run['calls']:,} calls, {run['circuits']:,} circuits"
+            for name, run in found["runs"].items()
         )
         kept = f"{found['kept']} of {found['edges']} edges at {found['threshold']}"
         console.print(f"ACDC, fable IOI, {found['prompts']} prompts, {kept}: {runs}", soft_wrap=True)
