@@ -138,7 +138,7 @@ def test_draws_that_make_no_sense_are_refused(options, message) -> None:
 
 def test_shares_that_never_occur_are_refused() -> None:
     constant = arithmetic_problem(lambda rng: {"a": rng.randrange(50), "b": 0, "c": 1})
-    with pytest.raises(MechlabError, match="share of changed outputs: 1.0"):
+    with pytest.raises(MechlabError, match=r"share of changed outputs: 1\.0"):
         draw_interchanges(constant, "sum", n=4, changed=1.0)
 
 

@@ -20,7 +20,6 @@ Beside it stand
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -109,7 +108,7 @@ def das(
 
     def scored(name: str, model: Subject, pairs: Interchanges, found: Place) -> Score:
         logits = interchange_logits(model, pairs, {variable: found})
-        return accuracy(name, logits, pairs, chance=_still(pairs), seed=seed)
+        return accuracy(name, logits, pairs, chance=_unchanged(pairs), seed=seed)
 
     found = searched(subject, train)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -158,7 +157,8 @@ def learn_subspace(
     layer = nn.Linear(dim, k, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(k, dim, generator=generator))
-    layer = nn.utils.parametrizations.orthogonal(layer.to(device))
+    layer = layer.to(device)
+    nn.utils.parametrizations.orthogonal(layer)  # in place
     optimizer = torch.optim.Adam(layer.parameters(), lr=rate)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -205,11 +205,12 @@ def matched(
         length = (gap @ rows.T).norm(dim=-1, keepdim=True)
         turned = gap @ other.T
         unit = turned / turned.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return value + length * (unit @ other)
+        moved: Tensor = value + length * (unit @ other)
+        return moved
 
     return change
 
 
-def _still(data: Interchanges) -> float:
-    """Share of pairs whose output the interchange leaves as it was: the score of a place that does nothing."""
+def _unchanged(data: Interchanges) -> float:
+    """Share of pairs whose output stays as it was: what a place that does nothing scores."""
     return float((data.answers == data.unchanged).double().mean())

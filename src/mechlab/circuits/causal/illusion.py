@@ -115,12 +115,8 @@ def illusion_test(
         for _ in range(n_random)
     ]
     parts = {"row": _within(rows, reads), "null": _within(rows, ignores)}
-    patches: list[Tensor | None] = [
-        None,
-        rows,
-        *(part for part in parts.values() if part is not None),
-        *drawn,
-    ]
+    present = [part for part in parts.values() if part is not None]
+    patches: list[Tensor | None] = [None, rows, *present, *drawn]
     changed, gap = _effects(subject, task, place, patches, metric, batch_size)
 
     def scored(name: str, effect: Tensor, null: Score | None = None) -> Score:
@@ -149,7 +145,7 @@ def output_map(subject: Subject, site: str) -> Float[Tensor, "dim d_out"]:
     weight = getattr(reader, "weight", None)
     if weight is None or weight.ndim != 2:
         raise MechlabError("no linear map reads this site", site, "use mlp.hook_post or attn.hook_z")
-    matrix = weight.detach().double().cpu()
+    matrix: Tensor = weight.detach().double().cpu()
     # Linear keeps its weight as [out, in], GPT-2's Conv1D as [in, out].
     matrix = matrix.T if isinstance(reader, torch.nn.Linear) else matrix
     if place.head is not None:

@@ -49,7 +49,7 @@ def impose(
     edges: Sequence[tuple[str, str]],
     *,
     seed: int = 0,
-    steps: int = 600,
+    steps: int = 700,
 ) -> float:
     """Train a GPT-2 in place until ``homes`` hold the variables and only ``edges`` matter.
 

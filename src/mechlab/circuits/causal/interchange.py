@@ -54,7 +54,7 @@ class Place:
             raise MechlabError(
                 "subspace is not orthonormal",
                 list(rows.shape),
-                "take the rows of torch.linalg.qr(rows.T)[0].T",
+                "use torch.linalg.qr(rows.T)[0].T",
             )
 
 

@@ -15,7 +15,7 @@ from mechlab.circuits.causal.model import CausalModel, Setting
 from mechlab.errors import MechlabError, near
 
 PARTS = ("train", "test")
-_TRIES = 2000
+_TRIES = 200
 
 
 @dataclass(frozen=True)
