@@ -252,10 +252,8 @@ class DecomposedForward:
             if trace and (isinstance(seen, Split) or seen.ndim != stream.ndim):
                 raise MechlabError("trace needs readers that share one stream", stage.kind)
             if stage.kind == "attention":
-                attention = self.attentions[stage.layer]
-                q, k, v = self._project(attention, seen)
-                parts: tuple[Tensor, ...] = (q, k, v)
-                mixed = self.attend(attention, q, k, v)
+                attention, parts = self.attentions[stage.layer], self.parts(stage, seen)
+                mixed = self.attend(attention, *parts)
                 wrote: Tensor | None = mixed
                 if write is None or (apart is not None and stage.layer not in apart):
                     added = mixed.flatten(2) @ attention.output.flatten(0, 1)
@@ -268,8 +266,8 @@ class DecomposedForward:
             else:
                 assert not isinstance(seen, Split)
                 seen = seen if seen.ndim == stream.ndim else seen[0]
-                normed = self._norm(stage)(seen)
-                parts = (normed,)
+                parts = self.parts(stage, seen)
+                normed = parts[0]
                 if stage.kind == "logits":
                     logits, wrote = self._logits(normed, positions), None
                 else:
@@ -286,6 +284,13 @@ class DecomposedForward:
                     kept.append(outputs.detach())
         return Run(x, logits, torch.cat(kept) if kept else None, tuple(traces))
 
+    def parts(self, stage: Stage, seen: Tensor | Split) -> tuple[Tensor, ...]:
+        """What a stage's readers make of the stream they read: see ``Trace.parts``."""
+        if stage.kind == "attention":
+            return self._project(self.attentions[stage.layer], seen)
+        assert not isinstance(seen, Split)
+        return (self._norm(stage)(seen),)
+
     def pull_back(
         self, trace: Trace, gradients: tuple[Tensor, ...]
     ) -> Float[Tensor, "reader batch pos d_model"]:
@@ -297,11 +302,8 @@ class DecomposedForward:
         """
         if trace.stage.kind != "attention":
             return self._norm(trace.stage).pull_back(trace.x, gradients[0][None])
-        attention, n = (
-            self.attentions[trace.stage.layer],
-            trace.stage.readers.stop - trace.stage.readers.start,
-        )
-        pulled = trace.x.new_empty(n, trace.x.shape[0] * trace.x.shape[1], trace.x.shape[2])
+        attention, readers = self.attentions[trace.stage.layer], trace.stage.readers
+        pulled = trace.x.new_empty(readers.stop - readers.start, *trace.x.flatten(0, 1).shape)
         unit, inverse = attention.norm.scale(trace.x)
         first = 0
         # The norm's weight, mean and scale act on the weights and on d_head coordinates, so that the
@@ -315,7 +317,7 @@ class DecomposedForward:
                 along = ((part.detach() - constant) * g).sum(-1).flatten(0, 1).T / unit.shape[-1]
                 pulled[heads].addcmul_(along[..., None], unit.flatten(0, 1), value=-1)
             first = heads.stop
-        return pulled.view(n, *trace.x.shape)
+        return pulled.view(-1, *trace.x.shape)
 
     def _norm(self, stage: Stage) -> AnyNorm:
         return self._final_norm if stage.kind == "logits" else self._mlp_norms[stage.layer]

@@ -1,0 +1,135 @@
+"""What attribution starts from: how far every source is from its ablated value, and a path between.
+
+Under resample ablation, nothing is computed twice: heads are compared before W_O, so that one product
+gives the differences of their outputs, and a run whose gradient is wanted is the run compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechlab.circuits.ablation import Ablation
+from mechlab.circuits.metrics import Metric
+from mechlab.circuits.runs import paired_runs
+from mechlab.data.tasks import Task
+from mechlab.errors import MechlabError
+from mechlab.models.forward import DecomposedForward, Run, Trace
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The ablated and the clean end of a batch.
+
+    Attributes:
+        difference: output of every source on the clean run minus its ablated value.
+        low, high: ablated and clean embeddings.
+        clean_logits: the model's own, where the task reads them.
+        runs: traced runs, by their α, that were made on the way.
+    """
+
+    forward: DecomposedForward
+    task: Task
+    metric: Metric
+    difference: Float[Tensor, "source batch pos d_model"]
+    low: Float[Tensor, "batch pos d_model"]
+    high: Float[Tensor, "batch pos d_model"]
+    clean_logits: Float[Tensor, "batch *read d_vocab"]
+    runs: dict[float, Run] = field(default_factory=dict)
+
+    def traced(self, points: Sequence[float]) -> Run:
+        """One run of the batch at every α, first axis ``[point · batch]``, with gradient and traces."""
+        if len(points) == 1 and points[0] in self.runs:
+            return self.runs.pop(points[0])
+        x = torch.cat([torch.lerp(self.low, self.high, point) for point in points])
+        return _traced(self.forward, x, self.task)
+
+    def gradients(self, run: Run, at: Sequence[Tensor], *, retain: bool = False) -> Sequence[Tensor]:
+        """Gradients of the metric, summed over prompts and copies, at tensors of a run.
+
+        Raises MechlabError for a metric without gradient.
+        """
+        assert run.logits is not None
+        copies = torch.split(run.logits, len(self.task))
+        total = torch.stack([self.metric(part, self.task, self.clean_logits).sum() for part in copies]).sum()
+        if not total.requires_grad:
+            raise MechlabError("metric has no gradient", "accuracy", "use logit_difference")
+        found: tuple[Tensor, ...] = torch.autograd.grad(
+            total, list(at), retain_graph=retain, materialize_grads=True
+        )
+        return found
+
+
+def make_ends(
+    forward: DecomposedForward,
+    batch: Task,
+    metric: Metric,
+    ablation: Ablation | None = None,
+    points: Container[float] = (),
+) -> Ends:
+    """Both ends of a batch.
+
+    Args:
+        ablation: resample when None.
+        points: where gradients will be taken; an end among them is run with gradient at once.
+
+    Raises MechlabError when the ablation does not fit the prompts.
+    """
+    if ablation is not None and ablation.kind != "resample":
+        pair = next(paired_runs(forward, batch, metric, len(batch)))
+        clean, other = pair.clean, ablation.values(pair)
+        return Ends(forward, batch, metric, clean.sources - other, other[0], clean.sources[0], clean.logits)
+    runs = {}
+    with torch.no_grad():
+        low, high = forward.embed(batch.corrupt), forward.embed(batch.clean)
+        if 0.0 in points:
+            with torch.enable_grad():
+                runs[0.0] = _traced(forward, low, batch)
+            corrupt = _wrote(runs[0.0])
+        else:
+            corrupt = _wrote(forward.run(x=low, stop=forward.shape.n_layers, trace=True))
+        if 1.0 in points:
+            with torch.enable_grad():
+                clean_run = runs[1.0] = _traced(forward, high, batch)
+        else:
+            clean_run = forward.run(x=high, positions=batch.positions["end"], trace=True)
+        assert clean_run.logits is not None
+        difference = high.new_empty(forward.shape.n_sources, *high.shape)
+        torch.sub(high, low, out=difference[0])
+        for trace, before in zip(clean_run.traces, corrupt, strict=False):
+            _fill(forward, trace, before, difference)
+    return Ends(forward, batch, metric, difference, low, high, clean_run.logits.detach(), runs)
+
+
+def repeated(positions: Tensor, times: int) -> Tensor:
+    """Positions of a batch that stands ``times`` times in one run."""
+    return positions if times == 1 else positions.repeat(times, *[1] * (positions.ndim - 1))
+
+
+def rows(trace: Trace, chosen: slice) -> Trace:
+    """The part of a trace that belongs to some rows of the batch."""
+    return replace(trace, x=trace.x[chosen], parts=tuple(part[chosen] for part in trace.parts))
+
+
+def _traced(forward: DecomposedForward, x: Tensor, batch: Task) -> Run:
+    positions = repeated(batch.positions["end"], len(x) // len(batch))
+    return forward.run(x=x.detach().clone().requires_grad_(), positions=positions, trace=True)
+
+
+def _wrote(run: Run) -> list[Tensor]:
+    return [trace.wrote.detach() for trace in run.traces if trace.wrote is not None]
+
+
+def _fill(forward: DecomposedForward, trace: Trace, before: Tensor, difference: Tensor) -> None:
+    """Put a stage's differences in their rows."""
+    assert trace.wrote is not None
+    change, out = trace.wrote.detach() - before, difference[trace.stage.writes].flatten(1, 2)
+    if trace.stage.kind == "mlp":
+        out.copy_(change.view_as(out))
+    else:
+        output = forward.attentions[trace.stage.layer].output
+        torch.bmm(change.flatten(0, 1).transpose(0, 1), output, out=out)
