@@ -204,7 +204,8 @@ class _Compiler:
     def _threshold(self, series: AtLeast) -> _Head:
         """A head that looks away from BOS, at all other positions alike, where enough inputs are 1."""
         query = sum((self._along(each.name) for each in series.of), start=0 * self._bos)
-        query = query - (series.count - 0.5) * self._along(_ONE)
+        # Nearer to the count than half: an input that is 2/3 by a fault of its own does not pass.
+        query = query - (series.count - 0.25) * self._along(_ONE)
         elsewhere = self._along(_ONE) - self._bos
         return _Head(
             query[:, None], SHARP * elsewhere[:, None], elsewhere[:, None], self._along(series.name)[:, None]
@@ -241,18 +242,18 @@ class _Compiler:
         Half-way between neighbouring numbers a pair of neurons steps from 0 to 1:
         relu(s(x - t) + 1/2) - relu(s(x - t) - 1/2), steep enough to be exact at both.
         """
-        numbers = sorted(outcome)
+        numbers, nothing = sorted(outcome), 0 * self._bos
         one, number = self._along(_ONE) - self._bos, self._along(label)
-        last = self._of(series, outcome[numbers[0]])
-        neurons = [(one, last)]
+        written = {x: self._of(series, outcome[x]) for x in numbers}
+        if numbers[0] > 0:  # zero is then no number: nothing is known, and nothing is written
+            numbers, written[0.0] = [0.0, *numbers], nothing
+        neurons = [(one, written[numbers[0]])]
         for low, high in pairwise(numbers):
-            slope, middle = 2 / (high - low), (low + high) / 2
-            following = self._of(series, outcome[high])
+            slope, middle, change = 2 / (high - low), (low + high) / 2, written[high] - written[low]
             # On BOS "one" is gone and the number held down: no series has a value there.
             ramp = slope * (number - middle * one - max(0, numbers[-1]) * self._bos)
-            neurons += [(ramp + one / 2, following - last), (ramp - one / 2, last - following)]
-            last = following
-        return neurons
+            neurons += [(ramp + one / 2, change), (ramp - one / 2, -change)]
+        return [(read, write) for read, write in neurons if write.any()]
 
     # Everything together
 
