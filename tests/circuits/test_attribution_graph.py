@@ -129,6 +129,8 @@ def test_what_cannot_be_replaced_is_refused(random_module: Make) -> None:
     ):
         with pytest.raises(MechlabError, match=wrong):
             replacement_model(subject, given, TOKENS)
+    with pytest.raises(MechlabError, match="different types"):
+        replacement_model(subject, [At(transcoder_at(1).sae.double(), one.inputs, one.outputs)], TOKENS)
     replacement = replacement_model(subject, [one], TOKENS)
     with pytest.raises(MechlabError, match="no position"):
         attribution_graph(replacement, position=6)
@@ -136,3 +138,15 @@ def test_what_cannot_be_replaced_is_refused(random_module: Make) -> None:
         attribution_graph(replacement, [30])
     with pytest.raises(MechlabError, match="no output token"):
         attribution_graph(replacement, [])
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(random_module: Make) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    found = []
+    for device in ("cpu", "cuda"):
+        subject = subject_of(random_module("llama", scale=0.2).to(device))
+        graph = attribution_graph(replacement_model(subject, DICTIONARIES["skip"](), TOKENS), [4])
+        found.append(graph.scores)
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-3)

@@ -9,6 +9,7 @@ import torch
 from feature_models import D_MODEL, filled, sae_at, subject_of, transcoder_at
 from torch import Tensor, nn
 
+from mechlab.circuits.features.edges import feature_graph
 from mechlab.circuits.features.effects import feature_effects
 from mechlab.circuits.features.evaluate import exact_effects
 from mechlab.circuits.features.sites import mask_of, top_nodes
@@ -79,9 +80,9 @@ def test_integrated_effects_of_a_site_add_up_to_patching_it(
     random_module: Make, random_task: MakeTask, architecture: str, ablation: str
 ) -> None:
     subject, task = subject_of(random_module(architecture, scale=0.2)), random_task()
-    dictionaries = [sae_at(site) for site in SITES]
+    dictionaries = [sae_at(site) for site in SITES[:2]]
     gaps = []
-    for steps in (2, 20):
+    for steps in (1, 8):
         effects = feature_effects(subject, dictionaries, task, steps=steps, ablation=ablation)
         gap = 0.0
         for at in dictionaries:
@@ -94,8 +95,8 @@ def test_integrated_effects_of_a_site_add_up_to_patching_it(
             gap = max(gap, abs(float(effects[site].sum()) - whole))
             assert abs(whole) > 1e-3
         gaps.append(gap)
-    assert gaps[1] < 0.01
-    assert gaps[1] < gaps[0] or gaps[0] < 1e-4
+    assert gaps[1] < 0.02
+    assert gaps[1] < gaps[0]
 
 
 def test_effects_have_the_sign_of_single_ablations(random_module: Make, random_task: MakeTask) -> None:
@@ -175,3 +176,28 @@ def test_errors_say_what_is_wrong(random_module: Make, random_task: MakeTask) ->
     there = top_nodes(subject, feature_effects(subject, [at], task, steps=1, by_position=True), 1)
     with pytest.raises(MechlabError, match="no such node"):
         mask_of(there, effects)
+
+
+def test_a_model_of_another_type_gives_the_same_effects(random_module: Make, random_task: MakeTask) -> None:
+    task, dictionaries = random_task(), [sae_at(site) for site in SITES]
+    single, double = (
+        feature_effects(subject_of(module), dictionaries, task, method="attribution")
+        for module in (random_module("llama"), random_module("llama").double())
+    )
+    for site, effect in single.items():
+        torch.testing.assert_close(effect, double[site].float(), atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(random_module: Make, random_task: MakeTask) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    task, dictionaries = random_task(), [sae_at(site) for site in SITES]
+    found = []
+    for device in ("cpu", "cuda"):
+        subject = subject_of(random_module("gpt2").to(device))
+        effects = feature_effects(subject, dictionaries, task, steps=2)
+        nodes = top_nodes(subject, effects, 8)
+        graph = feature_graph(subject, dictionaries, task, nodes)
+        found.append((effects, graph.scores, exact_effects(subject, dictionaries, task, nodes, effects)))
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-2)

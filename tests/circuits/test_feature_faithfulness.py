@@ -120,13 +120,13 @@ def test_a_circuit_equals_codes_exchanged_one_by_one(
 def test_faithfulness_is_the_ratio_of_means(random_module: Make, random_task: MakeTask, errors: str) -> None:
     subject, task = subject_of(random_module("gpt2", scale=0.2)), random_task(n=10)
     dictionaries = [sae_at(site, seed=seed) for seed, site in enumerate(SITES)]
-    effects = feature_effects(subject, dictionaries, task, steps=3)
+    effects = feature_effects(subject, dictionaries, task, method="attribution")
     candidates = {site: effect != 0 for site, effect in effects.items()}
     circuit = mask_of(top_nodes(subject, effects, 15), effects)
     for complement in (False, True):
         score = feature_faithfulness(
             subject, dictionaries, task, circuit, candidates,
-            complement=complement, errors=errors, controls=3,
+            complement=complement, errors=errors, controls=2,
         )  # fmt: skip
         kept = {site: ~mask if complement else mask.clone() for site, mask in circuit.items()}
         empty = masks(False)
@@ -139,7 +139,7 @@ def test_faithfulness_is_the_ratio_of_means(random_module: Make, random_task: Ma
         assert score.n == 10
         assert score.low <= score.value <= score.high
         assert score.null is not None
-        assert score.null.n == 3
+        assert score.null.n == 2
         assert score.name == ("completeness" if complement else "faithfulness")
     full = feature_faithfulness(
         subject, dictionaries, task, masks(True), masks(True), errors="circuit", controls=1

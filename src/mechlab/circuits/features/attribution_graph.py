@@ -70,7 +70,7 @@ def attribution_graph(
     tokens = _tokens(replacement, logits, position)
     nodes, numbers = _nodes(replacement)
     features = [torch.empty(0, dtype=torch.long)] + [
-        numbers[layer][found.codes.values != 0] for layer, found in sorted(replacement.features.items())
+        numbers[layer][numbers[layer] >= 0] for layer in sorted(replacement.features)
     ]
     n_sources = len(nodes)
     probability = replacement.logits[position].softmax(-1)[tokens]

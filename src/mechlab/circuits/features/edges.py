@@ -163,7 +163,7 @@ def _batch_scores(
         return cuts[site].leaf
 
     with torch.enable_grad():
-        logits = read_at(run(subject, batch.clean, list(saes), cut), batch.positions["end"])
+        logits = read_at(run(subject, batch.clean, saes, cut), batch.positions["end"])
         total = measure(logits, batch, clean_logits).sum()
     sites = list(saes)
 

@@ -73,12 +73,12 @@ def feature_effects(
         clean, clean_logits = site_values(subject, saes, batch, batch.clean)
         found: dict[str, Tensor] = {}
         if method == "attribution":
-            found = gradients(subject, list(saes), batch, measure, clean_logits)
+            found = gradients(subject, saes, batch, measure, clean_logits)
         for site, sae in saes.items():
             x, patch = clean[site], patches[site]
             for step in range(steps if method == "ig" else 0):
                 value = torch.lerp(patch, x, (step + 0.5) / steps)
-                at = gradients(subject, [site], batch, measure, clean_logits, {site: value})[site]
+                at = gradients(subject, {site: sae}, batch, measure, clean_logits, {site: value})[site]
                 found[site] = found.get(site, 0) + at / steps
             nodes = difference(sae, x, patch, ablation)
             effects[site] += _summed(sae, nodes, found[site], places).cpu()
@@ -96,7 +96,7 @@ def site_values(
         return value
 
     with torch.no_grad():
-        logits = read_at(run(subject, tokens, list(saes), keep), batch.positions["end"])
+        logits = read_at(run(subject, tokens, saes, keep), batch.positions["end"])
     return values, logits
 
 
@@ -124,7 +124,7 @@ def difference(
 
 def gradients(
     subject: Subject,
-    sites: list[str],
+    saes: dict[str, Sae],
     batch: Task,
     measure: Metric,
     clean_logits: Float[Tensor, "batch *read d_vocab"],
@@ -139,7 +139,7 @@ def gradients(
         return nodes[site]
 
     with torch.enable_grad():
-        logits = read_at(run(subject, batch.clean, sites, put), batch.positions["end"])
+        logits = read_at(run(subject, batch.clean, saes, put), batch.positions["end"])
         total = measure(logits, batch, clean_logits).sum()
         found = torch.autograd.grad(total, list(nodes.values()))
     return dict(zip(nodes, found, strict=True))

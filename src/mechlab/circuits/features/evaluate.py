@@ -106,7 +106,8 @@ def run_feature_circuits(
         for circuit in circuits:
             ablated = functools.partial(_ablated, saes, circuit, means, others)
             with torch.no_grad():
-                logits = run(subject, batch.clean, [site for site in saes if site in circuit], ablated)
+                here = {site: sae for site, sae in saes.items() if site in circuit}
+                logits = run(subject, batch.clean, here, ablated)
             rows.append(measure(read_at(logits, batch.positions["end"]), batch, clean))
         columns.append(torch.stack(rows) if rows else clean.new_empty(0, len(batch)))
     return torch.cat(columns, 1).cpu(), torch.cat(whole).cpu()

@@ -154,7 +154,8 @@ def replacement_model(
             for each layer, or one cross-layer transcoder; as ``load_sae`` gives them.
 
     Raises MechlabError when a dictionary reads or writes other sites, two write to the same layer,
-    one was trained on another model, or its codes are not affine in their input one by one.
+    one was trained on another model or has another floating type, or its codes are not affine in
+    their input one by one.
     """
     if not transcoders:
         raise MechlabError("no transcoder was given", None, "train one with target blocks.L.hook_mlp_out")
@@ -252,6 +253,12 @@ def _by_layer(
         sae = placed.sae
         if not isinstance(sae, Clt) and type(sae).decode is not Sae.decode:
             raise MechlabError("decoder is not linear in the codes", sae.arch, "use a plain dictionary")
+        if sae.b_dec.dtype != subject.dtype:
+            raise MechlabError(
+                "dictionary and model have different types",
+                f"{sae.b_dec.dtype} and {subject.dtype}",
+                'load the model with dtype="float32"',
+            )
         if sae.b_dec.device != subject.device:
             sae = copy.deepcopy(sae).to(subject.device)
         yield sae, [names[site][0] for site in placed.inputs]

@@ -75,12 +75,19 @@ def saes_at(subject: Subject, dictionaries: Sequence[Placed]) -> dict[str, Sae]:
 
 
 def run(
-    subject: Subject, tokens: Int[Tensor, "batch pos"], sites: Sequence[str], change: Change
+    subject: Subject, tokens: Int[Tensor, "batch pos"], saes: Mapping[str, Sae], change: Change
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits of the model while every site's value passes through ``change(site, value)``."""
+    """Logits of the model while every site's value passes through ``change(site, value)``.
+
+    Values come in the dictionaries' floating type, and go on in the model's.
+    """
+
+    def changed(site: str, value: Tensor) -> Tensor:
+        return change(site, value.to(saes[site].b_dec.dtype))
+
     with contextlib.ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(editing(subject, site, functools.partial(change, site)))
+        for site in saes:
+            stack.enter_context(editing(subject, site, functools.partial(changed, site)))
         logits: Tensor = subject.module(tokens, use_cache=False).logits
     return logits
 
