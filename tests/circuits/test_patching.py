@@ -120,3 +120,18 @@ def test_embed_and_rows_beyond_the_model_are_refused(random_module, random_task)
     for row in (0, forward.shape.n_sources):
         with pytest.raises(MechlabError, match=f"no head or MLP at row: {row}"):
             patch_nodes(forward, random_task(), [row], metric=logit_difference)
+
+
+def test_several_positions_read() -> None:
+    """A compiled model is read at every position; each node's effect is that of rewriting its output."""
+    from mechlab.models.compiled import compile_program, compiled_task, program_named
+
+    model = compile_program(program_named("reverse"))
+    task, forward = compiled_task(model, 12), DecomposedForward(model)
+    nodes = list(range(1, forward.shape.n_sources))
+    noising, _, clean, corrupt = patch_nodes(forward, task, nodes, metric=logit_difference, batch_size=5)
+    names = Graph(forward.shape).sources
+    whole = dict(zip([names[node] for node in nodes], (noising.mean(1) / (clean - corrupt).mean()).tolist()))
+    # The last head copies the tokens: under resampling all of the output passes through it.
+    assert whole["a3.h0"] == pytest.approx(1.0, abs=1e-4)
+    assert whole["a1.h0"] == pytest.approx(0.0, abs=1e-4)

@@ -164,10 +164,11 @@ def _patched(
         with torch.no_grad():
             x = base.streams[layer].repeat(len(here), 1, 1)
             x = forward.run(x=x, start=layer, stop=layer + 1, write=write).x
-            positions = pair.task.positions["end"].repeat(len(here))
+            ends = pair.task.positions["end"]
+            positions = ends.repeat(len(here), *[1] * (ends.ndim - 1))
             logits = forward.run(x=x, start=layer + 1, positions=positions).logits
         assert logits is not None
-        for place, block in zip(here, logits.view(len(here), n, -1), strict=True):
+        for place, block in zip(here, logits.view(len(here), n, *logits.shape[1:]), strict=True):
             found[place] = pair.metric(block)
     return found
 
