@@ -26,7 +26,8 @@ from mechlab.models.forward import Shape
 from mechlab.scores import Score
 
 _TENSORS, _RECORD = "circuit.safetensors", "circuit.json"
-_CONFIG = ("task", "metric", "method", "settings", "n_top", "calls", "rows")
+_CONFIG = ("task", "metric", "method", "settings")
+_FACTS = ("n_top", "calls", "rows", "seconds")
 _INPUTS = ("model", "selection", "held_out")
 
 
@@ -133,11 +134,8 @@ class Circuit:
                 "edges": [[edge.source, edge.reader, edge.score] for edge in self.edges],
             }
             write_atomic(writer.work / _RECORD, json.dumps(record, indent=1) + "\n")
-            facts = {
-                "n_edges": self.n_edges,
-                "faithfulness": self.faithfulness.to_dict(),
-                "seconds": self.seconds,
-            }
+            facts = {"n_edges": self.n_edges, "faithfulness": self.faithfulness.to_dict()}
+            facts |= {name: getattr(self, name) for name in _FACTS}
             return writer.commit([_TENSORS, _RECORD], facts)
 
     @classmethod
@@ -154,13 +152,13 @@ class Circuit:
         record = json.loads(artifact.file(_RECORD).read_text())
         fields: dict[str, Any] = {name: manifest.config[name] for name in _CONFIG}
         fields |= {name: manifest.inputs[name] for name in _INPUTS}
+        fields |= {name: manifest.facts[name] for name in _FACTS}
         return cls(
             shape=Shape(**record["shape"]),
             mask=tensors["mask"],
             scores=tensors["scores"],
             ablation=Ablation(manifest.config["ablation"], tensors.get("ablation")),
             seed=manifest.seed,
-            seconds=manifest.facts["seconds"],
             record=record["search"],
             curve=tuple(SizePoint(**point) for point in record["curve"]),
             evaluation=Evaluation.from_dict(record["evaluation"]),

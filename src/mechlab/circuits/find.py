@@ -11,16 +11,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechlab.circuits.ablation import Ablation, make_ablation, require_apart
-from mechlab.circuits.attribution import METHODS, edge_scores, gradient_points
+from mechlab.circuits.attribution import gradient_points
 from mechlab.circuits.circuit import Circuit, SizePoint, task_fingerprint
 from mechlab.circuits.evaluate import run_circuits
 from mechlab.circuits.evaluation.judge import evaluate_mask
@@ -29,18 +27,14 @@ from mechlab.circuits.graph import Graph
 from mechlab.circuits.metrics import default_metric, metric_named
 from mechlab.circuits.patching import head_patching
 from mechlab.circuits.runs import BATCH_SIZE
-from mechlab.circuits.search.acdc import acdc
 from mechlab.circuits.search.found import Found, clean_up
 from mechlab.circuits.search.prune import edges_above, top_edges
+from mechlab.circuits.search.sought import SEARCHES, Progress, Sought, asked
 from mechlab.data.tasks import Task
-from mechlab.errors import MechlabError, near
+from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward
 from mechlab.models.subject import Subject
 from mechlab.scores import Score
-
-SEARCHES = ("acdc",)
-TARGET = 0.9
-Progress = Callable[[int, int], None]
 
 
 def size_grid(n_edges: int, points: int = 20) -> tuple[int, ...]:
@@ -60,7 +54,7 @@ def find_circuit(
     target: float | None = None,
     top: int | None = None,
     threshold: float | None = None,
-    steps: int = 5,
+    steps: int | None = None,
     metric: str | None = None,
     sizes: tuple[int, ...] | None = None,
     checked: int = 20,
@@ -74,14 +68,16 @@ def find_circuit(
     Args:
         task_train: selection prompts: edges are ranked and the size is chosen on these.
         task_test: held-out prompts; must share none with the selection prompts.
-        method: an attribution method (``mechlab.circuits.attribution``; ``steps`` counts gradient
-            points) or a search ("acdc").
+        method: an attribution method (``mechlab.circuits.attribution``) or a search
+            (``mechlab.circuits.search``): "acdc", "path", "edge-pruning", "subnetwork-probing".
         ablation: what edges outside the circuit carry; see ``mechlab.circuits.ablation``.
         reference: prompts for the constants of the ablations that have some; shares none with the others.
         target: faithfulness the circuit must reach on the selection prompts, above 0 and at most
             1; 0.9 when neither it nor ``top`` nor ``threshold`` is given. Not for searches.
-        top: take this many edges by |score|. Not for searches.
-        threshold: take every edge of at least this |score|; for "acdc" its τ. In the metric's units.
+        top: take this many edges by |score|. Of searches, edge pruning needs it.
+        threshold: take every edge of at least this |score|; for "acdc" its τ, for "path" the least
+            effect as a share of the gap, for "subnetwork-probing" the penalty of all edges open.
+        steps: gradient points of integrated gradients (5), training steps of learned masks (300).
         metric: see ``mechlab.circuits.metrics``; by the task when None.
         sizes: numbers of edges to try; all edges are always tried last.
         checked: how many heads and MLPs to patch exactly.
@@ -91,8 +87,8 @@ def find_circuit(
     Raises MechlabError for bad settings, prompts in two sets, or a model that does not do the
     task (its mean metric is no higher on clean prompts than under the ablation of all edges).
     """
-    _check(task_train, task_test, target)
-    _check_choice(method, target, top, threshold)
+    _check(task_train, task_test)
+    settings = asked(method, target, top, threshold, steps)
     name = metric or default_metric(task_train)
     metric_named(name)
     forward = DecomposedForward(subject.module)
@@ -101,7 +97,7 @@ def find_circuit(
         require_apart(reference, task_train)
         require_apart(reference, task_test)
     empty, gap = _gap(subject, forward, task_train, name, made, batch_size)
-    search = _Search(forward, task_train, name, made, seed, batch_size)
+    sought = Sought(forward, task_train, name, made, settings["steps"], seed, batch_size)
     report = progress or (lambda done, wanted: None)
     steps_of_search = 1
 
@@ -110,27 +106,21 @@ def find_circuit(
         steps_of_search = wanted
         report(done, wanted + 3)
 
-    settings: dict[str, Any]
     if method in SEARCHES:
-        assert threshold is not None
-        settings = {"threshold": threshold}
-        found = search.acdc(threshold, searching)
-        kept = search.faithfulness(found.mask[None], empty, gap)[0]
+        found = sought.search(method, float(settings[SEARCHES[method]]), searching)
+        kept = _faithfulness(sought, found.mask[None], empty, gap)[0]
         curve: tuple[SizePoint, ...] = (SizePoint(found.n_top, found.n_edges, kept),)
     else:
-        if target is None and top is None and threshold is None:
-            target = TARGET
-        settings = {"steps": steps, "target": target, "top": top, "threshold": threshold}
         started = time.monotonic()
-        scores = search.scores(method, steps)
+        scores = sought.scores(method)
         searching(1, 1)
         masks, tried, wanted = _sizes(forward, scores, ablation, sizes, top, threshold)
         curve = tuple(
             SizePoint(n, int(mask.sum()), value)
-            for n, mask, value in zip(tried, masks, search.faithfulness(masks, empty, gap), strict=True)
+            for n, mask, value in zip(tried, masks, _faithfulness(sought, masks, empty, gap), strict=True)
         )
-        chosen = _smallest(curve, target or TARGET) if wanted is None else tried.index(wanted)
-        calls, seconds = 2 + len(gradient_points(method, steps)), time.monotonic() - started
+        chosen = _smallest(curve, settings["target"]) if wanted is None else tried.index(wanted)
+        calls, seconds = 2 + len(gradient_points(method, settings["steps"])), time.monotonic() - started
         found = Found(method, masks[chosen], scores, tried[chosen], calls, len(masks), seconds, {})
     report(steps_of_search + 1, steps_of_search + 3)
     fingerprint = subject.fingerprint
@@ -204,16 +194,17 @@ def find_again(
 
     Raises MechlabError for fewer than two times.
     """
-    forward, settings = DecomposedForward(subject.module), circuit.settings
-    search = _Search(forward, task, circuit.metric, circuit.ablation, seed, batch_size)
+    forward, method, settings = DecomposedForward(subject.module), circuit.method, circuit.settings
+    sought = Sought(
+        forward, task, circuit.metric, circuit.ablation, settings["steps"], circuit.seed, batch_size
+    )
     masks = []
     for each in resampled(task, times, seed):
-        again = replace(search, task=each)
-        if circuit.method in SEARCHES:
-            masks.append(again.acdc(settings["threshold"], None).mask)
+        again = replace(sought, task=each)
+        if method in SEARCHES:
+            masks.append(again.search(method, float(settings[SEARCHES[method]])).mask)
         else:
-            scores = again.scores(circuit.method, settings["steps"])
-            chosen = top_edges(circuit.graph, scores, circuit.n_top)
+            chosen = top_edges(circuit.graph, again.scores(method), circuit.n_top)
             masks.append(clean_up(circuit.graph, chosen, circuit.ablation.kind))
         if progress is not None:
             progress(len(masks), times)
@@ -221,52 +212,19 @@ def find_again(
     return stability(circuit.graph, torch.stack(masks) if masks else none, seed=seed)
 
 
-@dataclass(frozen=True)
-class _Search:
-    """What every way of searching needs: the prompts, and how circuits are run on them."""
-
-    forward: DecomposedForward
-    task: Task
-    metric: str
-    ablation: Ablation
-    seed: int
-    batch_size: int
-
-    def scores(self, method: str, steps: int) -> Float[Tensor, "n_sources n_readers"]:
-        return edge_scores(
-            self.forward,
-            self.task,
-            method=method,
-            steps=steps,
-            metric=self.metric,
-            batch_size=self.batch_size,
-        )
-
-    def acdc(self, threshold: float, progress: Progress | None) -> Found:
-        return acdc(
-            self.forward,
-            self.task,
-            threshold,
-            metric=self.metric,
-            ablation=self.ablation,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            progress=progress,
-        )
-
-    def faithfulness(
-        self, masks: Bool[Tensor, "circuit n_sources n_readers"], empty: Float[Tensor, "n"], gap: float
-    ) -> list[float]:
-        values, _, _ = run_circuits(
-            self.forward,
-            self.task,
-            masks,
-            metric=self.metric,
-            ablation=self.ablation,
-            batch_size=self.batch_size,
-        )
-        kept: list[float] = ((values - empty).mean(1) / gap).tolist()
-        return kept
+def _faithfulness(
+    sought: Sought, masks: Bool[Tensor, "circuit n_sources n_readers"], empty: Float[Tensor, "n"], gap: float
+) -> list[float]:
+    values, _, _ = run_circuits(
+        sought.forward,
+        sought.task,
+        masks,
+        metric=sought.metric,
+        ablation=sought.ablation,
+        batch_size=sought.batch_size,
+    )
+    kept: list[float] = ((values - empty).mean(1) / gap).tolist()
+    return kept
 
 
 def _sizes(
@@ -322,9 +280,7 @@ def _gap(
     return empty, gap
 
 
-def _check(task_train: Task, task_test: Task, target: float | None) -> None:
-    if target is not None and not 0 < target <= 1:
-        raise MechlabError("target faithfulness must be above 0 and at most 1", target)
+def _check(task_train: Task, task_test: Task) -> None:
     if task_train.name != task_test.name:
         raise MechlabError(
             "selection and held-out prompts are of different tasks",
@@ -339,15 +295,3 @@ def _check(task_train: Task, task_test: Task, target: float | None) -> None:
             f"{len(shared)}, such as {min(shared)!r}",
             "make them with different splits",
         )
-
-
-def _check_choice(method: str, target: float | None, top: int | None, threshold: float | None) -> None:
-    if method not in (*METHODS, *SEARCHES):
-        raise MechlabError("unknown method", method, near(method, (*METHODS, *SEARCHES)))
-    given = [n for n, v in (("target", target), ("top", top), ("threshold", threshold)) if v is not None]
-    if method in SEARCHES and given != ["threshold"]:
-        raise MechlabError(f"{method} takes a threshold and nothing else", ", ".join(given) or "none given")
-    if len(given) > 1:
-        raise MechlabError("size of the circuit is given twice", " and ".join(given), "give one of them")
-    if top is not None and top < 1:
-        raise MechlabError("a circuit needs at least one edge", top)

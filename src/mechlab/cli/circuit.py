@@ -31,7 +31,7 @@ class CircuitFindConfig(Settings):
     task: str = "ioi"
     """Task whose circuit to find (ioi, greater_than, induction, published_ioi, …)."""
     method: str = "eap-ig"
-    """How edges are ranked (eap, eap-corrupt, eap-mean, eap-ig, …), or a search (acdc, …)."""
+    """Ranking (eap, eap-ig, ifr, atp*, …) or search (acdc, path, edge-pruning, subnetwork-probing)."""
     ablation: str = "resample"
     """What edges outside carry: resample, zero, mean, mean-positional, mean-template or optimal."""
     metric: str | None = None
@@ -41,9 +41,9 @@ class CircuitFindConfig(Settings):
     top: int | None = None
     """Take this many edges instead."""
     threshold: float | None = None
-    """Take every edge of at least this score instead; the τ of acdc. In the metric's units."""
-    steps: int = 5
-    """Gradient points of integrated gradients."""
+    """Every edge of at least this score; τ of acdc, share of the gap (path), penalty (subnetwork-probing)."""
+    steps: int | None = None
+    """Gradient points of integrated gradients (5), or training steps of learned masks (300)."""
     prompts: int = 128
     """Prompt pairs to select on, and as many held-out ones to judge on."""
     controls: int = 20
@@ -84,6 +84,7 @@ def find(words: list[str], program: str) -> Outcome:
 
     from mechlab.circuits.ablation import WITHOUT_REFERENCE
     from mechlab.circuits.find import find_circuit
+    from mechlab.circuits.search.sought import asked
     from mechlab.data.tasks import make_task
     from mechlab.models.subject import load_model
 
@@ -91,6 +92,11 @@ def find(words: list[str], program: str) -> Outcome:
         config.model, dtype=config.dtype, device=config.device, revision=config.revision,
         trust_remote_code=config.trust_remote_code,
     )  # fmt: skip
+    settings = asked(config.method, config.target, config.top, config.threshold, config.steps)
+    settings |= {"model": config.model, "prompts": config.prompts}
+    there = None if config.overwrite else _there(config, settings, subject.fingerprint)
+    if there is not None:
+        return _outcome(there, config.out)
     splits = ("validation", "test", *(() if config.ablation in WITHOUT_REFERENCE else ("train",)))
     tasks = [
         make_task(config.task, subject.tokenizer, n=config.prompts, seed=config.seed, split=split)
@@ -109,10 +115,44 @@ def find(words: list[str], program: str) -> Outcome:
                 }
             ),
         )  # fmt: skip
-    found = replace(found, settings=found.settings | {"model": config.model, "prompts": config.prompts})
-    artifact = found.save(config.out, overwrite=config.overwrite)
-    payload = {"circuit": str(config.out), "fingerprint": artifact.manifest.fingerprint, **_facts(found)}
-    return Outcome(payload, f"{_text(found)}\n{config.out}")
+    found = replace(found, settings=settings)
+    found.save(config.out, overwrite=config.overwrite)
+    return _outcome(found, config.out)
+
+
+def _there(config: CircuitFindConfig, settings: dict[str, Any], model: str) -> Circuit | None:
+    """The circuit at --out when it is the one wanted. MechlabError when it is another: before the search."""
+    from mechlab.artifacts import exists
+    from mechlab.circuits.circuit import Circuit
+
+    if not exists(config.out):
+        return None
+    there = Circuit.load(config.out)
+    sides = {
+        "model": (there.model, model),
+        "task": (there.task, config.task),
+        "method": (there.method, config.method),
+        "ablation": (there.ablation.kind, config.ablation),
+        "metric": (there.metric, config.metric or there.metric),
+        "seed": (there.seed, config.seed),
+        "number of controls": (
+            0 if there.faithfulness.null is None else there.faithfulness.null.n,
+            config.controls,
+        ),
+        **{name: (there.settings.get(name), value) for name, value in settings.items()},
+    }
+    for name, (old, new) in sides.items():
+        if old != new:
+            raise MechlabError(
+                f"{config.out} holds a circuit with another {name}",
+                f"{old}, not {new}",
+                "choose another --out, or pass --overwrite",
+            )
+    return there
+
+
+def _outcome(found: Circuit, out: Path) -> Outcome:
+    return Outcome({"circuit": str(out), **_facts(found)}, f"{_text(found)}\n{out}")
 
 
 def show(words: list[str], program: str) -> Outcome:

@@ -58,7 +58,7 @@ def parse(kind: type[Config], words: Sequence[str], program: str, apart: Sequenc
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
         seed = getattr(config, "seed", 0)
-        if not 0 <= seed < 2**32:
+        if seed is not None and not 0 <= seed < 2**32:
             raise MechlabError("seed is out of range", seed, "between 0 and 4294967295")
         return config
     except SystemExit as stop:

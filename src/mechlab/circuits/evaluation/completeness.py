@@ -5,9 +5,9 @@ Wang et al. (2022, *Interpretability in the wild*, section 4.1): for a set K of 
     incompleteness(K) = |m̄(C \\ K) − m̄(M \\ K)|
 
 Here it is a share of the gap m̄(M) − m̄(∅), so that 1 − faithfulness is that of the empty set. A node is
-knocked out by cutting every edge out of it. Sets are drawn three ways: at random (each node
-with probability ½), by class of head, and greedily, adding the node that raises the
-incompleteness most. The greedy search sees the prompts of even number and is scored on the others, as its
+knocked out by cutting every edge out of it. Sets are drawn three ways: at random (of every
+size alike: large sets leave little to compare), by class of head, and greedily, adding the node that
+raises the incompleteness most. The greedy search sees the prompts of even number and is scored on the others, as its
 maximum would otherwise be an overestimate.
 """
 
@@ -98,8 +98,9 @@ def completeness(
     ask = _Ask(forward, task, mask & graph.real, metric, ablation, batch_size)
 
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(subsets, len(nodes), generator=generator) < 0.5
-    chosen = [[node for node, out in zip(nodes, draw.tolist(), strict=True) if out] for draw in draws]
+    sizes = torch.randint(1, len(nodes) + 1, (subsets,), generator=generator).tolist()
+    orders = [torch.randperm(len(nodes), generator=generator)[:size].tolist() for size in sizes]
+    chosen = [[nodes[i] for i in sorted(order)] for order in orders]
     strangers = random_circuits(graph, int(mask.sum()), subsets, seed)
     off, gap, circuit, model = ask.distances(chosen)
     null = _mean_distance(

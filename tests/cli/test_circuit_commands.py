@@ -1,0 +1,139 @@
+"""``mechlab circuit …`` end to end, in this process, on the bundled model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from mechlab.circuits.circuit import Circuit
+from mechlab.cli.main import main
+from mechlab.models.subject import bundled_path
+
+pytestmark = pytest.mark.skipif(
+    not (bundled_path() / "config.json").is_file(), reason="the bundled model is not there"
+)
+SMALL = ("--prompts", "12", "--controls", "3")
+
+
+def run(*words: object) -> int:
+    """Exit status of ``mechlab WORDS``."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(word) for word in words])
+    return int(caught.value.code or 0)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
+    """What a command prints with --json."""
+    assert run(*words, "--json") == 0
+    found: dict = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line that a refused command prints."""
+    assert run(*words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "mechlab:" in line]) >= 1
+    return lines[-1]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("circuits") / "ioi"
+    assert (
+        run("circuit", "find", "--task", "ioi", "--method", "eap", "--top", "30", *SMALL, "--out", out) == 0
+    )
+    return out
+
+
+def test_find(found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    circuit = Circuit.load(found)
+    assert (circuit.task, circuit.method, circuit.n_top) == ("ioi", "eap", 30)
+    assert circuit.settings["model"] == "fable"
+    assert circuit.settings["prompts"] == circuit.faithfulness.n == 12
+    payload = said(
+        capsys, "circuit", "find", "--method", "eap", "--top", "30", *SMALL, "--out", found
+    )  # the same again is already there
+    assert payload["n_edges"] == circuit.n_edges
+    assert payload["evaluation"]["faithfulness"]["value"] == pytest.approx(circuit.faithfulness.value)
+
+
+def test_eval_as_found_and_otherwise(found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    circuit = Circuit.load(found)
+    same = said(capsys, "circuit", "eval", found, "--controls", "3", "--stability", "2")
+    assert same["differences"] == []
+    assert same["faithfulness"]["value"] == pytest.approx(circuit.faithfulness.value)
+    assert same["completeness"]["mean"]["value"] >= 0
+    assert len(same["minimality"]["edges"]) == circuit.n_edges
+    assert same["stability"]["n"] == 2
+    words = ("circuit", "eval", found, "--controls", "2", "--no-knockouts")
+    other = said(capsys, *words, "--ablation", "mean", "--metric", "negative_kl")
+    assert other["differences"] == [
+        "scored under mean, found under resample",
+        "scored with negative_kl, found with logit_difference",
+    ]
+    assert other["completeness"] is None
+    assert run(*words, "--ablation", "zero", "--split", "validation") == 0
+    out = capsys.readouterr().out
+    assert "note: scored under zero, found under resample" in out
+    assert "note: scored on the prompts it was chosen on" in out
+
+
+def test_show(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    circuit = Circuit.load(found)
+    assert run("circuit", "show", found, "--edges", "3") == 0
+    out = capsys.readouterr().out
+    assert out.count(" → ") == 3
+    assert f"and {circuit.n_edges - 3} more" in out
+    for name in ("c.svg", "c.html", "c.json"):
+        assert said(capsys, "circuit", "show", found, "--out", tmp_path / name)["n_edges"] == circuit.n_edges
+    ElementTree.parse(tmp_path / "c.svg")
+    assert "<svg" in (tmp_path / "c.html").read_text()
+    assert len(json.loads((tmp_path / "c.json").read_text())["edges"]) == circuit.n_edges
+    assert "use .svg, .html or .json" in refused(capsys, "circuit", "show", found, "--out", "c.png")
+
+
+def test_compare(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "zero"
+    words = ("--method", "eap", "--ablation", "zero", "--threshold", "1.0", *SMALL)
+    assert run("circuit", "find", *words, "--out", other) == 0
+    capsys.readouterr()
+    payload = said(capsys, "circuit", "compare", found, other)
+    left, right = Circuit.load(found), Circuit.load(other)
+    assert payload["shared"] == int((left.mask & right.mask).sum())
+    assert payload["differences"] == ["ablation: resample, zero"]
+    assert run("circuit", "compare", found, other) == 0
+    assert "differ in ablation: resample, zero" in capsys.readouterr().out
+
+
+def test_patch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("circuit", "patch", "--task", "ioi", "--sweep", "heads", "--by", "name", "--prompts", "8")
+    payload = said(capsys, *words, "--out", tmp_path / "p.json")
+    assert payload["rows"][0] == "a0.h0"
+    assert "end" in payload["columns"]
+    assert len(payload["recovered"]) == 16
+    figure = json.loads((tmp_path / "p.json").read_text())
+    assert figure["data"][0]["type"] == "heatmap"
+    assert run(*words[:-4], "--prompts", "8", "--out", tmp_path / "p.html") == 0
+    page = (tmp_path / "p.html").read_text()
+    assert "cdn.plot.ly" not in page.split("<body>")[0]
+    assert "a3.h3" in capsys.readouterr().out
+
+
+def test_mistakes(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ("--out", tmp_path / "x")
+    line = refused(capsys, "circuit", "find", "--method", "eap-gi", *SMALL, *out)
+    assert "unknown method: eap-gi (did you mean eap-ig" in line
+    assert "task does not exist: iio" in refused(capsys, "circuit", "find", "--task", "iio", *out)
+    assert "acdc takes a threshold" in refused(capsys, "circuit", "find", "--method", "acdc", *SMALL, *out)
+    assert "unknown ablation: men" in refused(capsys, "circuit", "find", "--ablation", "men", *SMALL, *out)
+    assert "no circuit here" in refused(capsys, "circuit", "eval", tmp_path / "none")
+    assert "unknown sweep: haeds" in refused(capsys, "circuit", "patch", "--sweep", "haeds", "--prompts", "8")
+    line = refused(capsys, "circuit", "find", "--method", "eap", "--top", "9", *SMALL, "--out", found)
+    assert "holds a circuit with another top: 30, not 9" in line
+    line = refused(capsys, "circuit", "eval", found, "--ablation", "mean", "--split", "train")
+    assert "constants of the ablation come from the train split" in line
+    assert not (tmp_path / "x").exists()
