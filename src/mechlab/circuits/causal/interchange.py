@@ -97,8 +97,10 @@ def exchange(
         return swap(source)
 
     def change(value: Tensor) -> Tensor:
-        rows = subspace.to(value)
-        return value + ((source.to(value) - value) @ rows.T) @ rows
+        x = value.to(torch.promote_types(value.dtype, torch.float32))
+        rows = subspace.to(x)
+        moved: Tensor = x + ((source.to(x) - x) @ rows.T) @ rows
+        return moved
 
     return change
 

@@ -44,7 +44,7 @@ class Interchanges:
         sources: variable → the prompts it takes its value from.
         answers: token of the counterfactual output.
         unchanged: token of the output on the base prompt alone.
-        outputs: every token that an output can be.
+        outputs: every token that an output can be, in ascending order.
     """
 
     base: Int[Tensor, "n pos"]
