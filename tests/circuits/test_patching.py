@@ -131,7 +131,8 @@ def test_several_positions_read() -> None:
     nodes = list(range(1, forward.shape.n_sources))
     noising, _, clean, corrupt = patch_nodes(forward, task, nodes, metric=logit_difference, batch_size=5)
     names = Graph(forward.shape).sources
-    whole = dict(zip([names[node] for node in nodes], (noising.mean(1) / (clean - corrupt).mean()).tolist()))
+    shares = (noising.mean(1) / (clean - corrupt).mean()).tolist()
+    whole = dict(zip([names[node] for node in nodes], shares, strict=True))
     # The last head copies the tokens: under resampling all of the output passes through it.
     assert whole["a3.h0"] == pytest.approx(1.0, abs=1e-4)
     assert whole["a1.h0"] == pytest.approx(0.0, abs=1e-4)
