@@ -204,6 +204,7 @@ class DecomposedForward:
         apart: Container[int] | None = None,
         keep: bool = False,
         trace: bool = False,
+        leaves: bool = False,
     ) -> Run:
         """Run the model, or the layers ``start`` to ``stop`` of it.
 
@@ -222,6 +223,8 @@ class DecomposedForward:
                 added up at once.
             keep: record the sources' outputs.
             trace: record what gradients of reader inputs need; not together with per-reader streams.
+            leaves: what the stages' readers make of the stream starts a graph of its own, which ends at
+                what the stage writes: a backward pass stage by stage needs no other.
 
         Raises:
             MechlabError: both or neither of ``tokens`` and ``x``; tokens with ``start`` > 0.
@@ -252,9 +255,10 @@ class DecomposedForward:
             if trace and (isinstance(seen, Split) or seen.ndim != stream.ndim):
                 raise MechlabError("trace needs readers that share one stream", stage.kind)
             if stage.kind == "attention":
-                attention, parts = self.attentions[stage.layer], self.parts(stage, seen)
+                attention, parts = self.attentions[stage.layer], self.parts(stage, seen, leaves=leaves)
                 mixed = self.attend(attention, *parts)
                 wrote: Tensor | None = mixed
+                mixed = mixed.detach() if leaves else mixed
                 if write is None or (apart is not None and stage.layer not in apart):
                     added = mixed.flatten(2) @ attention.output.flatten(0, 1)
                     outputs = self.head_outputs(attention, mixed.detach()) if keep else added
@@ -266,13 +270,13 @@ class DecomposedForward:
             else:
                 assert not isinstance(seen, Split)
                 seen = seen if seen.ndim == stream.ndim else seen[0]
-                parts = self.parts(stage, seen)
+                parts = self.parts(stage, seen, leaves=leaves)
                 normed = parts[0]
                 if stage.kind == "logits":
                     logits, wrote = self._logits(normed, positions), None
                 else:
                     wrote = self._mlps[stage.layer](normed)
-                    outputs = wrote[None]
+                    outputs = wrote.detach()[None] if leaves else wrote[None]
                     outputs = outputs if write is None else write(stage, outputs)
                     added = outputs[0]
             if trace:
@@ -284,12 +288,14 @@ class DecomposedForward:
                     kept.append(outputs.detach())
         return Run(x, logits, torch.cat(kept) if kept else None, tuple(traces))
 
-    def parts(self, stage: Stage, seen: Tensor | Split) -> tuple[Tensor, ...]:
+    def parts(self, stage: Stage, seen: Tensor | Split, *, leaves: bool = False) -> tuple[Tensor, ...]:
         """What a stage's readers make of the stream they read: see ``Trace.parts``."""
         if stage.kind == "attention":
-            return self._project(self.attentions[stage.layer], seen)
-        assert not isinstance(seen, Split)
-        return (self._norm(stage)(seen),)
+            found: tuple[Tensor, ...] = self._project(self.attentions[stage.layer], seen)
+        else:
+            assert not isinstance(seen, Split)
+            found = (self._norm(stage)(seen),)
+        return tuple(part.detach().requires_grad_() for part in found) if leaves else found
 
     def pull_back(
         self, trace: Trace, gradients: tuple[Tensor, ...]

@@ -2,86 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechlab.circuits.attribution.backward import Step, walk_back
 from mechlab.circuits.attribution.ends import Ends
-from mechlab.models.forward import DecomposedForward, Stage
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Gradients of the metric, per stage that reads, in order.
-
-    Attributes:
-        streams: at the stream before the norm, by all ways on.
-        parts: at queries, keys and values ``[batch, pos, heads, d_head]`` or a normalised stream, flat.
-        mixed: at every layer's mixed values ``[batch, pos, heads, d_head]``.
-    """
-
-    streams: tuple[Tensor, ...]
-    parts: tuple[Tensor, ...]
-    mixed: tuple[Tensor, ...]
+from mechlab.models.forward import DecomposedForward
 
 
 class CleanRun:
-    """A traced clean run, and how far every reader's activation is from its ablated value.
+    """A clean run, and how far every reader's activation is from its ablated value.
 
     Args:
         to_zero: readers' activations are ablated to zero, not to what they make of the ablated stream.
 
     Attributes:
         traces: the run's.
-        parts: activations of readers, as in ``Gradients``.
-        changes: how far each is from its ablated value.
+        changes: activation minus ablated activation, per trace and part of it.
     """
 
     def __init__(self, forward: DecomposedForward, ends: Ends, *, to_zero: bool) -> None:
-        self.forward, self.ends = forward, ends
-        streams: list[Tensor] = []
-
-        def read(stage: Stage, stream: Tensor) -> Tensor:
-            streams.append(stream)
-            return stream
-
-        x, positions = ends.high.detach().clone().requires_grad_(), ends.task.positions["end"]
-        self._run = forward.run(x=x, positions=positions, read=read, trace=True)
-        self._streams, self.traces = streams, self._run.traces
-        self.parts = [part for trace in self.traces for part in trace.parts]
-        self._mixed = [t.wrote for t in self.traces if t.stage.kind == "attention" and t.wrote is not None]
+        self.forward, self.ends, self._run = forward, ends, ends.traced((1.0,))
+        self.traces = self._run.traces
         with torch.no_grad():
-            self.changes = list(self.parts)
-            if not to_zero:
-                ablated = [
-                    part
-                    for trace in self.traces
-                    for part in forward.parts(
-                        trace.stage, trace.x - ends.difference[: trace.stage.upstream].sum(0)
+            self.changes = [
+                tuple(part.detach() for part in trace.parts)
+                if to_zero
+                else tuple(
+                    part - ablated
+                    for part, ablated in zip(
+                        trace.parts,
+                        forward.parts(trace.stage, trace.x - ends.difference[: trace.stage.upstream].sum(0)),
+                        strict=True,
                     )
-                ]
-                self.changes = [part - other for part, other in zip(self.parts, ablated, strict=True)]
+                )
+                for trace in self.traces
+            ]
 
-    def gradients(self, *, retain: bool = False) -> Gradients:
-        """One backward pass; ``retain`` keeps the graph for another."""
-        at = [*self._streams, *self.parts, *self._mixed]
-        found = self.ends.gradients(self._run, at, retain=retain)
-        first, last = len(self._streams), len(self._streams) + len(self.parts)
-        return Gradients(tuple(found[:first]), tuple(found[first:last]), tuple(found[last:]))
+    def scores(
+        self,
+        *,
+        held: int = -1,
+        retain: bool = False,
+        attention: Callable[[Step, int], tuple[Tensor, Tensor]] | None = None,
+    ) -> Float[Tensor, "node batch"]:
+        """(a − a_ablated) · ∂m/∂a per prompt, of all sources and then all readers.
 
-    @torch.no_grad()
-    def linear(self, gradients: Gradients) -> Float[Tensor, "node batch"]:
-        """(a − a_ablated) · ∂m/∂a per prompt, of all sources and then all readers."""
-        found = []
-        for row, change in enumerate(self.ends.difference):
-            # A source's gradient is that of the first stream it is in.
-            place = next(i for i, trace in enumerate(self.traces) if trace.stage.upstream > row)
-            found.append((change * gradients.streams[place]).sum((1, 2))[None])
-        for change, gradient in zip(self.changes, gradients.parts, strict=True):
-            found.append(per_head(change * gradient))
-        return torch.cat(found)
+        Args:
+            held, retain: see ``walk_back``.
+            attention: scores of a stage's queries and keys in place of these, given the step and the
+                number of its trace.
+        """
+        shape, difference = self.forward.shape, self.ends.difference
+        found = difference.new_zeros(shape.n_sources + shape.n_readers, len(self.ends.task))
+        sources, readers = found[: shape.n_sources], found[shape.n_sources :]
+        total = self.ends.total(self._run)
+        for back, step in enumerate(walk_back(self.forward, self._run, total, held=held, retain=retain)):
+            stage, number = step.trace.stage, len(self.traces) - 1 - back
+            parts = [per_head(c * g) for c, g in zip(self.changes[number], step.parts, strict=True)]
+            if attention is not None and stage.kind == "attention":
+                parts[:2] = attention(step, number)
+            readers[stage.readers] = torch.cat(parts)
+            if step.after is not None:
+                sources[stage.writes] = (difference[stage.writes] * step.after).sum((2, 3))
+            if number == 0:
+                sources[0] = (difference[0] * step.before).sum((1, 2))
+        return found
 
 
 def per_head(values: Float[Tensor, "batch pos *reader d"]) -> Float[Tensor, "reader batch"]:

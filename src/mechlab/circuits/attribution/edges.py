@@ -1,11 +1,8 @@
 """Scores of all edges, by any method.
 
-All heads share one normalised stream, so one ordinary backward pass gives the gradients at queries,
-keys, values and MLP inputs; each reader's weights and norm are pulled back in closed form, and one
-matrix product per stage gives the scores of its edges. Nothing is approximated beyond the method itself.
-
-EAP costs a forward without and one with gradient, a backward to the q, k, v and MLP inputs alone, and
-the products. With m gradient points their gradients are added up before the product.
+One backward pass, walked stage by stage (``backward``), gives the gradient at the stream through each
+reader alone; one matrix product with the differences of the sources gives the scores of its edges.
+Nothing is approximated beyond the method itself. EAP costs two forwards, this backward, and the products.
 """
 
 from __future__ import annotations
@@ -16,7 +13,8 @@ from torch import Tensor
 
 from mechlab.circuits.ablation import Ablation
 from mechlab.circuits.attribution.axes import Axes
-from mechlab.circuits.attribution.ends import Ends, make_ends, rows
+from mechlab.circuits.attribution.backward import walk_back
+from mechlab.circuits.attribution.ends import Ends, make_ends
 from mechlab.circuits.attribution.integrated import activation_scores
 from mechlab.circuits.attribution.methods import gradient_points, method_named
 from mechlab.circuits.attribution.nodes import edges_of_nodes, node_attribution
@@ -27,6 +25,9 @@ from mechlab.circuits.runs import BATCH_SIZE, batches
 from mechlab.data.tasks import Task
 from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward
+
+# Elements of the gradients of one stage's readers, for all points that share a run: 16 MB of float32.
+_ELEMENTS = 1 << 22
 
 
 def edge_scores(
@@ -55,7 +56,7 @@ def edge_scores(
             bootstrap resamples these.
         by_position: keep the positions at which the edge is read, last, ``[n_sources, n_readers, pos]``;
             their sum is the plain score.
-        batch_size: rows of a batch; gradient points share a batch while they fit in it.
+        batch_size: prompts of a batch. Gradient points share a run while it is small.
 
     Raises MechlabError for an unknown method, grid or metric, a metric without gradient, an ablation that
     does not fit the prompts, or a method of nodes by prompt or position.
@@ -79,7 +80,7 @@ def edge_scores(
             scores = activation_scores(forward, batch, points, measure, ablation, axes, batch_size)
         else:
             ends = make_ends(forward, batch, measure, ablation, points)
-            scores = _gradient_scores(forward, ends, points, axes, batch_size)
+            scores = _gradient_scores(forward, ends, points, axes)
         scores = scores.float().cpu()
         if by_prompt or not found:
             found.append(scores)
@@ -89,24 +90,22 @@ def edge_scores(
 
 
 def _gradient_scores(
-    forward: DecomposedForward, ends: Ends, points: tuple[float, ...], axes: Axes, batch_size: int
+    forward: DecomposedForward, ends: Ends, points: tuple[float, ...], axes: Axes
 ) -> Float[Tensor, "_prompt n_sources n_readers _pos"]:
     """Scores of a batch with gradients on the path of the embeddings, a mean over its points."""
-    n, scores = len(ends.task), axes.zeros(ends.difference, forward.shape.n_readers)
-    together = max(1, batch_size // n)
+    shape, n = forward.shape, len(ends.task)
+    scores = axes.zeros(ends.difference, shape.n_readers)
+    together = max(1, _ELEMENTS // (ends.high.numel() * shape.readers_per_layer))
     inner = [point for point in points if point not in ends.runs]
     groups: list[tuple[float, ...]] = [(point,) for point in ends.runs]
     groups += [tuple(inner[first : first + together]) for first in range(0, len(inner), together)]
-    for here in groups:
-        run = ends.traced(here)
-        gradients = iter(ends.gradients(run, [part for trace in run.traces for part in trace.parts]))
-        copies = [slice(copy * n, (copy + 1) * n) for copy in range(len(here))]
-        for trace in run.traces:
-            stage, own = trace.stage, [next(gradients) for _ in trace.parts]
-            pulled = [forward.pull_back(rows(trace, copy), tuple(g[copy] for g in own)) for copy in copies]
-            for more in pulled[1:]:
-                pulled[0] += more
+    for group in groups:
+        run = ends.traced(group)
+        for step in walk_back(forward, run, ends.total(run)):
+            stage, pulled = step.trace.stage, step.pulled
+            if len(group) > 1:
+                pulled = pulled.view(len(pulled), len(group), n, *pulled.shape[2:]).sum(1)
             scores[:, : stage.upstream, stage.readers] += axes.contract(
-                ends.difference[: stage.upstream], pulled[0]
+                ends.difference[: stage.upstream], pulled
             )
     return scores / len(points)

@@ -7,7 +7,7 @@ gives the differences of their outputs, and a run whose gradient is wanted is th
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,6 @@ from mechlab.circuits.ablation import Ablation
 from mechlab.circuits.metrics import Metric
 from mechlab.circuits.runs import paired_runs
 from mechlab.data.tasks import Task
-from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Run, Trace
 
 
@@ -42,26 +41,17 @@ class Ends:
     runs: dict[float, Run] = field(default_factory=dict)
 
     def traced(self, points: Sequence[float]) -> Run:
-        """One run of the batch at every α, first axis ``[point · batch]``, with gradient and traces."""
+        """One run of the batch at every α, first axis ``[point · batch]``, ready to be walked back."""
         if len(points) == 1 and points[0] in self.runs:
             return self.runs.pop(points[0])
         x = torch.cat([torch.lerp(self.low, self.high, point) for point in points])
         return _traced(self.forward, x, self.task)
 
-    def gradients(self, run: Run, at: Sequence[Tensor], *, retain: bool = False) -> Sequence[Tensor]:
-        """Gradients of the metric, summed over prompts and copies, at tensors of a run.
-
-        Raises MechlabError for a metric without gradient.
-        """
+    def total(self, run: Run) -> Float[Tensor, ""]:
+        """The metric of a run, summed over prompts and points."""
         assert run.logits is not None
         copies = torch.split(run.logits, len(self.task))
-        total = torch.stack([self.metric(part, self.task, self.clean_logits).sum() for part in copies]).sum()
-        if not total.requires_grad:
-            raise MechlabError("metric has no gradient", "accuracy", "use logit_difference")
-        found: tuple[Tensor, ...] = torch.autograd.grad(
-            total, list(at), retain_graph=retain, materialize_grads=True
-        )
-        return found
+        return torch.stack([self.metric(part, self.task, self.clean_logits).sum() for part in copies]).sum()
 
 
 def make_ends(
@@ -110,14 +100,9 @@ def repeated(positions: Tensor, times: int) -> Tensor:
     return positions if times == 1 else positions.repeat(times, *[1] * (positions.ndim - 1))
 
 
-def rows(trace: Trace, chosen: slice) -> Trace:
-    """The part of a trace that belongs to some rows of the batch."""
-    return replace(trace, x=trace.x[chosen], parts=tuple(part[chosen] for part in trace.parts))
-
-
 def _traced(forward: DecomposedForward, x: Tensor, batch: Task) -> Run:
     positions = repeated(batch.positions["end"], len(x) // len(batch))
-    return forward.run(x=x.detach().clone().requires_grad_(), positions=positions, trace=True)
+    return forward.run(x=x, positions=positions, trace=True, leaves=True)
 
 
 def _wrote(run: Run) -> list[Tensor]:

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from mechlab.circuits.ablation import Ablation
 from mechlab.circuits.attribution.axes import Axes
+from mechlab.circuits.attribution.backward import walk_back
 from mechlab.circuits.attribution.ends import repeated
 from mechlab.circuits.metrics import Metric
 from mechlab.circuits.runs import PairedRun, paired_runs
 from mechlab.data.tasks import Task
-from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Run, Stage
 
 
@@ -49,7 +49,7 @@ def activation_scores(
             here = moved[first : first + together]
             sources = torch.tensor([row for row, _ in here], device=other.device)
             weights = other.new_tensor([a for _, a in here])[:, None, None, None]
-            values = torch.lerp(other[sources], pair.clean.sources[sources], weights).requires_grad_()
+            values = torch.lerp(other[sources], pair.clean.sources[sources], weights)
             run = _moved(forward, pair, stage, sources, values)
             _add(forward, pair, run, here[0][0], sources, difference, scores, axes)
     return scores / len(points)
@@ -79,6 +79,7 @@ def _moved(
         write=write,
         apart={stage.layer},
         trace=True,
+        leaves=True,
     )
 
 
@@ -96,15 +97,12 @@ def _add(
     assert run.logits is not None
     copies, n = len(sources), len(pair.task)
     total = torch.stack([pair.metric(part).sum() for part in torch.split(run.logits, n)]).sum()
-    if not total.requires_grad:
-        raise MechlabError("metric has no gradient", "accuracy", "use logit_difference")
-    after = [trace for trace in run.traces if trace.stage.upstream > first]
-    gradients = iter(
-        torch.autograd.grad(total, [part for t in after for part in t.parts], materialize_grads=True)
-    )
-    for trace in after:
-        pulled = forward.pull_back(trace, tuple(next(gradients) for _ in trace.parts))
+    for step in walk_back(forward, run, total):
+        stage = step.trace.stage
+        if stage.upstream <= first:
+            break
+        pulled = step.pulled
         pulled = pulled.view(len(pulled), copies, n, *pulled.shape[2:])
         each = torch.einsum("kbpd,rkbpd->bkrp", difference[sources], pulled)
-        columns = scores[:, :, trace.stage.readers]
+        columns = scores[:, :, stage.readers]
         columns.index_add_(1, sources, axes.reduce(each))

@@ -94,8 +94,8 @@ def node_attribution(
     n_sources, n_readers = forward.shape.n_sources, forward.shape.n_readers
     total = torch.zeros(n_sources + n_readers)
     for batch in batches(task, batch_size, forward.device):
-        clean = CleanRun(forward, make_ends(forward, batch, measure, used), to_zero=plain)
-        scores = star_scores(clean) if method == "atp*" else clean.linear(clean.gradients())
+        clean = CleanRun(forward, make_ends(forward, batch, measure, used, (1.0,)), to_zero=plain)
+        scores = star_scores(clean) if method == "atp*" else clean.scores()
         total += (scores.abs() if method == "hisp" else scores).sum(1).float().cpu()
     total /= len(task)
     return NodeScores(total[:n_sources], total[n_sources:])
