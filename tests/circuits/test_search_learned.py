@@ -7,12 +7,14 @@ import torch
 
 from mechlab.circuits.ablation import Ablation
 from mechlab.circuits.graph import Graph
+from mechlab.circuits.search.acdc import acdc
 from mechlab.circuits.search.learned import (
     edge_pruning,
     hard_concrete,
     open_probability,
     subnetwork_probing,
 )
+from mechlab.circuits.search.paths import path_search
 from mechlab.errors import MechlabError
 from mechlab.models.compiled.subject import compiled_subject
 from mechlab.models.compiled.task import compiled_task
@@ -107,3 +109,23 @@ def test_mistakes_are_named(random_module, random_task) -> None:
         edge_pruning(forward, task, target=1.0)
     with pytest.raises(MechlabError, match="unknown metric"):
         edge_pruning(forward, task, metric="kl")
+
+
+@pytest.mark.gpu
+def test_searches_on_cuda(random_module, random_task) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    module, task = random_module("llama"), random_task()
+
+    def search() -> list[torch.Tensor]:
+        forward = DecomposedForward(module)
+        gated = edge_pruning(forward, task, target=0.5, steps=5)
+        return [acdc(forward, task, 0.1).mask, path_search(forward, task, paths="direct").mask, gated.scores]
+
+    on_cpu = search()
+    module.cuda()
+    try:
+        for mine, theirs in zip(search(), on_cpu, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-2, rtol=0.0)
+    finally:
+        module.cpu()
