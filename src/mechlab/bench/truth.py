@@ -1,6 +1,8 @@
-"""Dictionaries against ground truth: every architecture on planted features, and on Fable's concepts.
+"""Ground truth: dictionaries against planted features and Fable's concepts; circuits against known ones.
 
-Three tables, each with the same figures for random directions beside it:
+Part "circuits" is ``mechlab.bench.circuit_truth``, a table for each model, and ``circuit_ioi``, the table
+"fable-ioi". Part "sae" is here, every architecture in three tables, each with the same figures for
+random directions beside it:
 
 * toy: independent features in superposition, as many latents as features. A dictionary that is any
   good finds them all (mean max cosine similarity near 1).
@@ -19,6 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechlab.bench.circuit_ioi import ioi_circuits, ioi_goals
+from mechlab.bench.circuit_truth import MODELS, against_truth, truth_goals
 from mechlab.bench.measure import Progress
 from mechlab.data.synthetic import Planted, Recipe, plant, synthsaebench
 from mechlab.errors import MechlabError, near
@@ -37,6 +41,7 @@ from mechlab.sae.truth import measure
 _SITE = "planted"
 # Seeds of rows: those that are scored are never those that are trained on.
 _SCORED = 10_001
+IOI = "fable-ioi"
 SINGLE_SITE = tuple(name for name in ARCHITECTURES if name != "clt")
 _BLOCK = 2
 _RESID, _EARLIER = f"blocks.{_BLOCK}.hook_resid_post", f"blocks.{_BLOCK - 1}.hook_resid_post"
@@ -169,16 +174,29 @@ def _concepts(sae: Sae, x: Float[Tensor, "row d_in"], rows: ConceptRows, seed: i
 def run_truth(
     *,
     part: str,
-    tables_wanted: tuple[str, ...] = ("toy", "synthsaebench", "fable"),
+    tables_wanted: tuple[str, ...] = (),
     seed: int = 0,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """All tables of a part; MechlabError for an unknown one."""
-    if part != "sae":
-        raise MechlabError("unknown part", part, near(part, ["sae"]))
+    """The tables of a part, all of them when none is named; MechlabError for an unknown part or table."""
+    if part not in PARTS:
+        raise MechlabError("unknown part", part, near(part, PARTS))
+    makers = PARTS[part](seed, device, progress)
+    for name in tables_wanted:
+        if name not in makers:
+            raise MechlabError("unknown table", name, near(name, makers))
+    found = {name: makers[name]() for name in tables_wanted or makers}
+    goals = (_goals if part == "sae" else _circuit_goals)(found)
+    return {**found, "goals": goals, "met": all(each["met"] for each in goals)}
+
+
+Makers = dict[str, Callable[[], dict[str, Any]]]
+
+
+def _sae_tables(seed: int, device: str, progress: Progress | None) -> Makers:
     clone = synthsaebench(1 / 32)
-    makers: dict[str, Callable[[], dict[str, Any]]] = {
+    return {
         "toy": lambda: against_planted(
             toy(seed), d_sae=64, active=3, tokens=1_000_000, architectures=SINGLE_SITE, seed=seed,
             device=device, progress=progress, stage="toy",
@@ -192,12 +210,24 @@ def run_truth(
             progress=progress,
         ),
     }  # fmt: skip
-    for name in tables_wanted:
-        if name not in makers:
-            raise MechlabError("unknown table", name, near(name, makers))
-    found = {name: makers[name]() for name in tables_wanted}
-    goals = _goals(found)
-    return {**found, "goals": goals, "met": all(each["met"] for each in goals)}
+
+
+def _circuit_tables(seed: int, device: str, progress: Progress | None) -> Makers:
+    def on(model: str) -> Callable[[], dict[str, Any]]:
+        return lambda: against_truth(model, seed=seed, device=device, progress=progress)
+
+    return {
+        **{model: on(model) for model in MODELS},
+        IOI: lambda: ioi_circuits(seed=seed, device=device, progress=progress),
+    }
+
+
+PARTS = {"sae": _sae_tables, "circuits": _circuit_tables}
+
+
+def _circuit_goals(found: dict[str, Any]) -> list[dict[str, Any]]:
+    goals = truth_goals({name: each for name, each in found.items() if name in MODELS})
+    return goals + (ioi_goals(found[IOI]) if IOI in found else [])
 
 
 def _goals(found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""``mechlab bench circuits``."""
+"""``mechlab bench circuits``, and the tables of ``mechlab bench truth --part circuits``."""
 
 from __future__ import annotations
 
@@ -180,5 +180,86 @@ def _text(payload: dict[str, Any]) -> str:
             each["name"], f"{each['value']:.3g}", f"{each['most']:.3g}", "met" if each["met"] else "MISSED"
         )
     console.print(table)
+    return _plain(console)
+
+
+def truth_text(payload: dict[str, Any]) -> str:
+    """Tables of ``mechlab bench truth --part circuits``."""
+    from mechlab.bench.circuit_truth import circular
+    from mechlab.bench.truth import IOI
+
+    console = Console(file=io.StringIO(), width=130)
+    models = {name: found for name, found in payload.items() if name not in ("goals", "met", IOI)}
+    for name, found in models.items():
+        truths = found["truths"]
+        sizes = ", ".join(f"{kind} {size}" for kind, size in truths.items())
+        title = f"{name}: {found['edges']} edges, of which true: {sizes}; {found['prompts']} prompts"
+        table = Table(title=title, title_justify="left")
+        for column in ("", "ablation", "calls", "s", *(f"{kind} truth" for kind in truths)):
+            table.add_column(column, justify="right" if column not in ("", "ablation") else "left")
+        for row in found["methods"]:
+            marks = {kind: " °" if circular(row["method"], row["ablation"], kind) else "" for kind in truths}
+            table.add_row(
+                row["method"],
+                row["ablation"],
+                str(row["calls"]),
+                f"{row['seconds']:.2f}",
+                *(_area(row[kind]) + marks[kind] for kind in truths),
+            )
+        chance = (f"{found['random'][kind]['edge']:.3f}" for kind in truths)
+        table.add_row("random scores, mean", "none", "0", "", *chance)
+        console.print(table)
+    if models:
+        console.print(
+            "Area under the ROC curve of edges (pessimistic in brackets), then of nodes. ° circular: the "
+            "truth is itself an exact ablation of single edges of that kind.",
+            soft_wrap=True,
+        )
+    if IOI in payload:
+        console.print(_ioi_table(payload[IOI]))
+        for name, each in payload[IOI]["circuits"].items():
+            for label, heads in each["classes"].items():
+                console.print(f"{name}, {label}: {', '.join(heads)}", soft_wrap=True)
+    for each in payload["goals"]:
+        console.print(f"{'met   ' if each['met'] else 'MISSED'} {each['name']}", soft_wrap=True)
+    return _plain(console)
+
+
+def _area(found: dict[str, float | None]) -> str:
+    node = "" if found["node"] is None else f" {found['node']:.3f}"
+    return f"{found['edge']:.3f} ({found['edge_pessimistic']:.3f}){node}"
+
+
+def _ioi_table(found: dict[str, Any]) -> Table:
+    title = (
+        f"fable IOI: found on {found['prompts']} prompts, judged on {found['held_out']} with other names; "
+        f"overlap {found['jaccard']:.2f}; random circuits in brackets"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in (
+        "",
+        "edges",
+        "s",
+        "faithfulness",
+        "incompleteness",
+        "worst knock-out",
+        "edges that matter",
+    ):
+        table.add_column(column, justify="right" if column else "left")
+    for name, each in found["circuits"].items():
+        whole, loss = each["faithfulness"], each["incompleteness"]
+        table.add_row(
+            name,
+            f"{each['edges']} ({each['share']:.1%})",
+            f"{each['seconds']:.1f}",
+            f"{whole['value']:.3f} [{whole['low']:.3f}, {whole['high']:.3f}] ({whole['null']['value']:.3f})",
+            f"{loss['value']:.3f} ({loss['null']['value']:.3f})",
+            f"{each['worst_knockout']['incompleteness']:.3f}",
+            f"{each['matter']:.0%}",
+        )
+    return table
+
+
+def _plain(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())

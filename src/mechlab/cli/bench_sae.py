@@ -55,17 +55,22 @@ class SaeConfig(Settings):
 
 
 class TruthConfig(Settings):
-    """Every architecture against ground truth: planted features, and Fable's concepts.
+    """Methods against ground truth.
 
-    Example: mechlab bench truth --part sae --json
+    sae: every architecture against planted features and Fable's concepts, in the tables toy,
+    synthsaebench and fable. circuits: every method of circuit discovery against circuits that are known,
+    in a table for each model (reverse, proportion, induction, sort, gates, imposed), and fable-ioi, a
+    circuit of the bundled model judged on prompts it was not found on. Exit 1 when a goal is missed.
+
+    Example: mechlab bench truth --part circuits --json
     """
 
     part: str = "sae"
-    """What to measure: sae."""
-    tables: str = "toy,synthsaebench,fable"
-    """Which tables, with commas between."""
+    """What to measure: sae or circuits."""
+    tables: str = ""
+    """Which tables, with commas between; all of the part when empty."""
     seed: int = 0
-    """Decides planted features, weights and rows."""
+    """Decides planted features, weights, rows and prompts."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -258,12 +263,16 @@ def truth(words: list[str], program: str) -> Outcome:
     from mechlab.bench.truth import run_truth
     from mechlab.models.subject import resolve_device
 
-    wanted = tuple(name.strip() for name in config.tables.split(","))
+    wanted = tuple(name.strip() for name in config.tables.split(",") if name.strip())
     with Reporter() as progress:
         payload = run_truth(
             part=config.part, tables_wanted=wanted, seed=config.seed,
             device=str(resolve_device(config.device)), progress=progress,
         )  # fmt: skip
+    if config.part == "circuits":
+        from mechlab.cli.bench_circuits import truth_text
+
+        return Outcome(payload, truth_text(payload), 0 if payload["met"] else 1)
     return Outcome(payload, _truth_text(payload), 0 if payload["met"] else 1)
 
 
