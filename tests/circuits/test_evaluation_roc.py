@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from mechlab.circuits.ablation import Ablation
+from mechlab.circuits.attribution import edge_scores
+from mechlab.circuits.evaluation.judge import evaluate_mask
+from mechlab.circuits.evaluation.minimality import minimality
 from mechlab.circuits.evaluation.roc import edge_roc, node_roc, roc
 from mechlab.circuits.graph import Graph
 from mechlab.errors import MechlabError
-from mechlab.models.forward import Shape
+from mechlab.models.compiled import compiled_subject, compiled_task, truth
+from mechlab.models.forward import DecomposedForward, Shape
 
 
 @pytest.mark.parametrize(
@@ -67,8 +72,32 @@ def test_edges_and_nodes() -> None:
 
 def test_mistakes() -> None:
     scores = torch.tensor([1.0, 2.0])
-    for truth in (torch.tensor([True, True]), torch.tensor([False, False])):
+    for same in (torch.tensor([True, True]), torch.tensor([False, False])):
         with pytest.raises(MechlabError, match="ROC needs true and false items"):
-            roc(scores, truth)
+            roc(scores, same)
     with pytest.raises(MechlabError, match="scores that are numbers: 1 are not"):
         roc(torch.tensor([1.0, torch.nan]), torch.tensor([True, False]))
+
+
+@pytest.mark.parametrize(
+    ("name", "edges", "auc", "pessimistic"),
+    [("reverse", (2, 10), 0.6, 0.2), ("proportion", (3, 5), 0.8, 0.6)],
+)
+def test_a_truth_of_another_ablation_is_missed_by_a_perfect_method(name, edges, auc, pessimistic) -> None:
+    subject = compiled_subject(name, device="cpu")
+    forward, task = DecomposedForward(subject.module), compiled_task(subject.module, 64, length=5)
+    graph, scores = Graph(forward.shape), edge_scores(forward, task, method="eap").abs()
+    resample, zero = (truth(subject.module, kind) for kind in ("resample", "zero"))
+    assert (int(resample.sum()), int(zero.sum())) == edges
+    assert (edge_roc(graph, scores, resample).auc, node_roc(graph, scores, resample).auc) == (1, 1)
+    curve = edge_roc(graph, scores, zero)
+    assert (curve.auc, curve.pessimistic) == pytest.approx((auc, pessimistic))
+    # The needed circuit is all of the behaviour, and every edge of it is missed.
+    found = evaluate_mask(
+        forward, task, resample, scores, metric="logit_difference", ablation=Ablation("resample"), controls=3
+    )
+    assert found.faithfulness.value == pytest.approx(1)
+    assert found.kl.value == pytest.approx(0, abs=1e-6)
+    minimal = minimality(forward, task, resample, controls=5)
+    assert [part.score.value for part in minimal.edges] == pytest.approx([1.0] * edges[0])
+    assert (minimal.threshold, minimal.matter) == (pytest.approx(0, abs=1e-6), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Circuit:
         curve: faithfulness of every size tried, on the selection prompts.
         evaluation: on the held-out prompts, beside random circuits.
         heads: exact patching of the highest-ranked nodes, on the held-out prompts.
+        classes: node → what it does ("name mover"), where that was looked into.
     """
 
     shape: Shape
@@ -86,6 +87,7 @@ class Circuit:
     curve: tuple[SizePoint, ...]
     evaluation: Evaluation
     heads: HeadPatching
+    classes: dict[str, str] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -130,6 +132,7 @@ class Circuit:
                 "curve": [asdict(point) for point in self.curve],
                 "evaluation": self.evaluation.to_dict("NaN"),
                 "heads": self.heads.to_dict(),
+                "classes": self.classes,
                 "search": plain(self.record),
                 "edges": [[edge.source, edge.reader, edge.score] for edge in self.edges],
             }
@@ -163,6 +166,7 @@ class Circuit:
             curve=tuple(SizePoint(**point) for point in record["curve"]),
             evaluation=Evaluation.from_dict(record["evaluation"]),
             heads=HeadPatching.from_dict(record["heads"]),
+            classes=record["classes"],
             **fields,
         )
 
