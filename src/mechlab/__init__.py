@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from mechlab.activations.live import live as live
     from mechlab.activations.selection import Selection as Selection
     from mechlab.activations.store import open_store as open_store
+    from mechlab.circuits.attribution import edge_scores as edge_scores
+    from mechlab.circuits.circuit import Circuit as Circuit
+    from mechlab.circuits.evaluation.judge import evaluate_circuit as evaluate_circuit
     from mechlab.circuits.find import find_circuit as find_circuit
     from mechlab.circuits.patching import head_patching as head_patching
+    from mechlab.circuits.sweeps import patch as patch
     from mechlab.data.corpus import open_corpus as open_corpus
     from mechlab.data.tasks import make_task as make_task
     from mechlab.errors import MechlabError as MechlabError
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from mechlab.scores import Score as Score
 
 _HOMES = {
+    "Circuit": "circuits.circuit",
     "MechlabError": "errors",
     "RunConfig": "pipeline.config",
     "Score": "scores",
@@ -56,11 +61,13 @@ _HOMES = {
     "assess": "sae.assess",
     "clamp": "interventions.edits",
     "convert": "sae.convert",
+    "edge_scores": "circuits.attribution",
     "editing": "interventions.edit",
     "evaluate": "sae.evaluate",
+    "evaluate_circuit": "circuits.evaluation.judge",
     "explain_features": "features.explain",
-    "finetune": "sae.e2e",
     "find_circuit": "circuits.find",
+    "finetune": "sae.e2e",
     "generation": "activations.generate",
     "harvest": "activations.harvest",
     "head_patching": "circuits.patching",
@@ -71,6 +78,7 @@ _HOMES = {
     "mixing": "activations.batch",
     "open_corpus": "data.corpus",
     "open_store": "activations.store",
+    "patch": "circuits.sweeps",
     "project_out": "interventions.edits",
     "run": "pipeline.job",
     "scale": "interventions.edits",

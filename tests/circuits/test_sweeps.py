@@ -11,7 +11,7 @@ from mechlab.circuits.masked import masked_logits
 from mechlab.circuits.metrics import logit_difference
 from mechlab.circuits.patching import patch_nodes
 from mechlab.circuits.runs import paired_runs
-from mechlab.circuits.sweeps import sweep
+from mechlab.circuits.sweeps import patch
 from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Stage
 
@@ -35,7 +35,7 @@ def test_heads_and_mlps_equal_node_patching(architecture, direction, prepared) -
     forward = DecomposedForward(subject.module)
     names = Graph(forward.shape).sources
     for what in ("heads", "mlps"):
-        found = sweep(subject, task, what, direction=direction, batch_size=3)
+        found = patch(subject, task, what, direction=direction, batch_size=3)
         rows = [names.index(name) for name in found.rows]
         exact = patch_nodes(forward, task, rows, metric=logit_difference)
         torch.testing.assert_close(found.effects[:, 0], exact[direction == "denoising"], **CLOSE)
@@ -46,7 +46,7 @@ def test_cells_equal_one_hook_each(architecture, by, prepared) -> None:
     subject, task = prepared(architecture)
     forward = DecomposedForward(subject.module)
     pair = next(iter(paired_runs(forward, task, logit_difference)))
-    found = sweep(subject, task, "heads", by=by, batch_size=2)
+    found = patch(subject, task, "heads", by=by, batch_size=2)
     for row, name in list(enumerate(found.rows))[::3]:
         layer, head = (int(part) for part in name[1:].split(".h"))
         for column, where in enumerate(found.columns):
@@ -72,7 +72,7 @@ def test_queries_keys_values_equal_all_their_edges(architecture, prepared) -> No
     pair = next(iter(paired_runs(forward, task, logit_difference)))
     graph = Graph(forward.shape)
     for by in ("all", "position"):
-        found = sweep(subject, task, "qkv", by=by)
+        found = patch(subject, task, "qkv", by=by)
         for row, name in list(enumerate(found.rows))[::4]:
             for column, where in enumerate(found.columns):
                 mask = torch.ones(1, *graph.real.shape, task.clean.shape[1], dtype=torch.bool)
@@ -84,12 +84,12 @@ def test_queries_keys_values_equal_all_their_edges(architecture, prepared) -> No
 
 def test_the_whole_stream_is_the_other_run(architecture, prepared) -> None:
     subject, task = prepared(architecture)
-    found = sweep(subject, task, "layers")
+    found = patch(subject, task, "layers")
     torch.testing.assert_close(found.recovered, torch.ones_like(found.recovered), **CLOSE)
-    back = sweep(subject, task, "layers", direction="denoising", layers=[2])
+    back = patch(subject, task, "layers", direction="denoising", layers=[2])
     assert back.rows == ("resid_pre.2",)
     torch.testing.assert_close(back.recovered, torch.ones_like(back.recovered), **CLOSE)
-    by_position = sweep(subject, task, "layers", by="position")
+    by_position = patch(subject, task, "layers", by="position")
     # Prompts differ at positions 2 and 3 only, and nothing is read before them.
     assert by_position.recovered[0, [0, 1, 4, 5]].abs().max() < 1e-12
     assert by_position.recovered[0, [2, 3]].abs().min() > 0
@@ -97,7 +97,7 @@ def test_the_whole_stream_is_the_other_run(architecture, prepared) -> None:
 
 def test_summary_and_figure(prepared) -> None:
     subject, task = prepared("gpt2")
-    found = sweep(subject, task, "attention", by="name")
+    found = patch(subject, task, "attention", by="name")
     assert found.columns == ("end", "late")
     score = found.score("a1", "late")
     assert score.value == pytest.approx(float(found.recovered[1, 1]))
@@ -115,6 +115,6 @@ def test_refusals(prepared) -> None:
         ({"layers": [3]}, "0 … 2"),
     ):
         with pytest.raises(MechlabError, match=said):
-            sweep(subject, task, **arguments)
+            patch(subject, task, **arguments)
     with pytest.raises(MechlabError, match="a0"):
-        sweep(subject, task, "attention").score("a9")
+        patch(subject, task, "attention").score("a9")

@@ -120,7 +120,7 @@ class _Cell:
     unit: int
 
 
-def sweep(
+def patch(
     subject: Subject,
     task: Task,
     what: str = "heads",

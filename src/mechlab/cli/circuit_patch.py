@@ -63,7 +63,7 @@ def patch(words: list[str], program: str) -> Outcome:
     """Sweep patching."""
     config = parse(CircuitPatchConfig, words, program)
 
-    from mechlab.circuits.sweeps import sweep
+    from mechlab.circuits.sweeps import patch
     from mechlab.data.tasks import make_task
     from mechlab.models.subject import load_model
 
@@ -75,7 +75,7 @@ def patch(words: list[str], program: str) -> Outcome:
     )  # fmt: skip
     task = make_task(config.task, subject.tokenizer, n=config.prompts, seed=config.seed, split=config.split)
     with Reporter() as reporter:
-        found = sweep(
+        found = patch(
             subject,
             task,
             config.sweep,
