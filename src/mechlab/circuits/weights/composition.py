@@ -52,9 +52,10 @@ def composition(heads: Heads, part: str, *, seed: int = 0) -> Composition:
     left, right = reads(heads, part)
     write = _reduced(heads.value, heads.output)
     read = _reduced(right.transpose(1, 2), left.transpose(1, 2))
-    scores = _ratios(*write, *read)
-    layers = torch.arange(heads.n_layers, device=scores.device).repeat_interleave(heads.n_heads)
-    scores = scores.where(layers[:, None] < layers[None, :], torch.nan)
+    scores = heads.value.new_full((len(heads.value), len(heads.value)), torch.nan)
+    for later in range(heads.n_heads, len(scores), heads.n_heads):
+        rows = slice(later - heads.n_heads, later)
+        scores[rows, later:] = _ratios(write[0][rows], write[1][rows], read[0][later:], read[1][later:])
     baseline = random_composition(heads.value.shape[1], heads.value.shape[2], seed=seed)
     return Composition(part, scores - baseline, baseline)
 
@@ -145,5 +146,5 @@ def _ratios(
     write: Tensor, write_norm: Tensor, read: Tensor, read_norm: Tensor
 ) -> Float[Tensor, "writer reader"]:
     """‖writer · readerᵀ‖ / (‖writer‖ ‖reader‖) of every pair, one writer at a time to save memory."""
-    norms = [torch.einsum("kd,hjd->hkj", each, read).flatten(1).norm(dim=1) for each in write]
+    norms = [(each @ read.transpose(1, 2)).flatten(1).norm(dim=1) for each in write]
     return torch.stack(norms) / write_norm[:, None] / read_norm
