@@ -141,9 +141,9 @@ def test_only_gpt2_can_be_imposed_on(random_module) -> None:
 
 
 @pytest.mark.slow
-def test_training_at_reduced_length_imposes_the_circuit(graph) -> None:
-    check = check_imposed(train_imposed(seed=3, steps=350))
+def test_training_with_another_seed_imposes_the_same_circuit(graph) -> None:
+    check = check_imposed(train_imposed(seed=3))
     assert check.accuracy.value >= 0.99
     assert min(score.value for score in check.interchange.values()) >= 0.95
     assert torch.equal(check.edges > 0.1, truth(graph))
-    assert max(abs(effect) for effect in check.other_nodes.values()) < 0.1
+    assert max(abs(effect) for effect in check.other_nodes.values()) < 0.05

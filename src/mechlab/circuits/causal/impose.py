@@ -54,7 +54,7 @@ def impose(
     """Train a GPT-2 in place until ``homes`` hold the variables and only ``edges`` matter.
 
     Args:
-        module: a ``GPT2LMHeadModel`` in eval mode whose parameters want gradients.
+        module: a ``GPT2LMHeadModel`` in eval mode, on the CPU, whose parameters want gradients.
         homes: variable → its node.
         edges: the circuit, as (source, reader) names; all other edges are trained to have no effect
             when they carry their value on a random other prompt.
