@@ -82,6 +82,16 @@ def test_eval_as_found_and_otherwise(found: Path, capsys: pytest.CaptureFixture[
     assert "note: scored on the prompts it was chosen on" in out
 
 
+def test_labelled_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("circuit", "find", "--method", "eap", "--top", "30", *SMALL, "--label-heads")
+    made = said(capsys, *words, "--out", tmp_path / "c")
+    assert "name mover" in made["classes"].values()
+    assert run("circuit", "show", tmp_path / "c", "--out", tmp_path / "c.svg") == 0
+    assert ">name mover<" in (tmp_path / "c.svg").read_text()
+    assert run(*words, "--task", "agreement", "--out", tmp_path / "d") == 2
+    assert "no head classes are known" in capsys.readouterr().err
+
+
 def test_show(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     circuit = Circuit.load(found)
     assert run("circuit", "show", found, "--edges", "3") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ class CircuitFindConfig(Settings):
     """Prompt pairs to select on, and as many held-out ones to judge on."""
     controls: int = 20
     """Random circuits to compare with."""
+    label_heads: bool = False
+    """Find out what the heads do, by path patching and attention (ioi, induction)."""
     seed: int = 0
     """Decides prompts, controls and resamples."""
     device: str = "auto"
@@ -84,6 +87,7 @@ def find(words: list[str], program: str) -> Outcome:
 
     from mechlab.circuits.ablation import WITHOUT_REFERENCE
     from mechlab.circuits.find import find_circuit
+    from mechlab.circuits.search.classes import head_classes, rules_for
     from mechlab.circuits.search.sought import asked
     from mechlab.data.tasks import make_task
     from mechlab.models.subject import load_model
@@ -94,6 +98,8 @@ def find(words: list[str], program: str) -> Outcome:
     )  # fmt: skip
     settings = asked(config.method, config.target, config.top, config.threshold, config.steps)
     settings |= {"model": config.model, "prompts": config.prompts}
+    if config.label_heads:
+        settings["label_heads"] = True
     there = None if config.overwrite else _there(config, settings, subject.fingerprint)
     if there is not None:
         return _outcome(there, config.out)
@@ -102,6 +108,8 @@ def find(words: list[str], program: str) -> Outcome:
         make_task(config.task, subject.tokenizer, n=config.prompts, seed=config.seed, split=split)
         for split in splits
     ]
+    if config.label_heads:
+        rules_for(tasks[0])  # refuses a task without any
     with Reporter() as reporter:
         found = find_circuit(
             subject,
@@ -115,6 +123,10 @@ def find(words: list[str], program: str) -> Outcome:
                 }
             ),
         )  # fmt: skip
+        if config.label_heads:
+            reporter("classes of heads", 0, 0, {})
+            labelled = head_classes(subject, tasks[1], metric=found.metric, seed=config.seed)
+            found = replace(found, classes={each.head: each.label for each in labelled if each.label})
     found = replace(found, settings=settings)
     found.save(config.out, overwrite=config.overwrite)
     return _outcome(found, config.out)
@@ -190,13 +202,14 @@ def show(words: list[str], program: str) -> Outcome:
 
 
 def node_classes(circuit: Circuit) -> dict[str, str]:
-    """Node → class, where the literature names the heads of this model and task; else empty."""
+    """Node → class: as looked into when it was found, or as the literature names them; else empty."""
     from mechlab.data.published.canonical import classes_of
 
-    try:
+    if circuit.classes:
+        return circuit.classes
+    with contextlib.suppress(MechlabError):
         return classes_of(circuit.task, str(circuit.settings.get("model", "")))
-    except MechlabError:
-        return {}
+    return {}
 
 
 def _facts(circuit: Circuit) -> dict[str, Any]:
@@ -209,6 +222,7 @@ def _facts(circuit: Circuit) -> dict[str, Any]:
         "n_edges": circuit.n_edges,
         "n_top": circuit.n_top,
         "edges_in_all": circuit.graph.n_edges,
+        "classes": circuit.classes,
         "calls": circuit.calls,
         "rows": circuit.rows,
         "seconds": round(circuit.seconds, 3),
