@@ -172,7 +172,8 @@ def learn_subspace(
 
 
 def _orthonormal(columns: Float[Tensor, "dim k"]) -> Float[Tensor, "k dim"]:
-    return torch.linalg.qr(columns)[0].T
+    basis: Tensor = torch.linalg.qr(columns)[0]
+    return basis.T
 
 
 def random_model(subject: Subject, seed: int = 0) -> Subject:

@@ -9,8 +9,8 @@ nodes: in every step a random set of the edges outside the circuit, every second
 carries the source prompt's values, and the answer must stay right.
 
 In the first half of the training throw-away linear probes also read each variable from its node, with
-a weight that falls to zero. They tell a node early what it is for (a tenth of the steps); what is tested
-afterwards is the model without them.
+a weight that falls to zero. They tell a node early what it is for, without which training takes far
+longer; what is tested afterwards is the model without them.
 """
 
 from __future__ import annotations
