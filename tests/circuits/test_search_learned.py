@@ -51,7 +51,7 @@ def proportion():
 def test_planted_edges_are_recovered(kind, proportion) -> None:
     model, forward, task = proportion
     planted, graph = truth(model, kind), Graph(forward.shape)
-    settings = {"metric": "negative_l2", "ablation": Ablation(kind), "steps": 160, "batch_size": 32}
+    settings = {"metric": "negative_l2", "ablation": Ablation(kind), "steps": 120, "batch_size": 32}
     probing = subnetwork_probing(forward, task, penalty=0.03, **settings)
     sparsity = 1 - int(planted.sum()) / graph.n_edges
     pruning = edge_pruning(forward, task, target=sparsity, **settings)
@@ -59,7 +59,7 @@ def test_planted_edges_are_recovered(kind, proportion) -> None:
         assert torch.equal(found.mask, planted), found.method
         assert found.scores[planted].min() > found.scores[graph.real & ~planted].max()
         assert not found.scores[~graph.real].any()
-        assert found.calls == 160
+        assert found.calls == 120
     # Gates closed: the last step expects fewer of them open than the first.
     assert probing.record["history"][0][2] > 0.9 > probing.record["history"][-1][2]
     # The Lagrangian reaches its target.
@@ -69,7 +69,7 @@ def test_planted_edges_are_recovered(kind, proportion) -> None:
 def test_nodes_share_a_gate(proportion) -> None:
     model, forward, task = proportion
     found = subnetwork_probing(
-        forward, task, level="node", penalty=0.03, metric="negative_l2", steps=120, batch_size=32
+        forward, task, level="node", penalty=0.03, metric="negative_l2", steps=60, batch_size=32
     )
     graph = Graph(forward.shape)
     for row, name in enumerate(graph.sources):
@@ -82,7 +82,7 @@ def test_nodes_share_a_gate(proportion) -> None:
 
 def test_same_seed_same_gates(architecture, random_module, random_task) -> None:
     forward, task = DecomposedForward(random_module(architecture)), random_task(n=6)
-    settings = {"steps": 6, "batch_size": 4}
+    settings = {"steps": 3, "batch_size": 4}
     first, same, other = (
         edge_pruning(forward, task, target=0.5, seed=seed, **settings) for seed in (1, 1, 2)
     )
