@@ -47,6 +47,7 @@ MODELS = (*COMPILED, "imposed")
 TRUTHS = ("resample", "zero", "weights")
 ATTRIBUTION = ("eap", "eap-corrupt", "eap-mean", "eap-ig", "eap-ig-activations", "atp", "atp*", "hisp")
 THRESHOLDS = tuple(10.0**exponent for exponent in np.arange(-5, 0.5, 0.5).tolist())
+SPARSITIES = (0.5, 0.75, 0.9)
 # Pessimistic areas under the curve of edges, published for ACDC against the truth of zero ablation.
 PUBLISHED = {"reverse": 0.2, "proportion": 0.6}
 EXACT_FOR = ("reverse", "proportion", "induction")
@@ -141,7 +142,14 @@ def _node_probing(known: Known, ablation: Ablation, seed: int) -> Tensor:
 
 
 def _pruning(known: Known, ablation: Ablation, seed: int) -> Tensor:
-    return edge_pruning(known.forward, known.task, metric=known.distance, ablation=ablation, seed=seed).scores
+    """How open a gate is, a mean over sparsities: at a single one a circuit that is larger ranks badly."""
+    runs = [
+        edge_pruning(
+            known.forward, known.task, target=target, metric=known.distance, ablation=ablation, seed=seed
+        ).scores
+        for target in SPARSITIES
+    ]
+    return torch.stack(runs).mean(0)
 
 
 # Method → scores of edges, of which the size counts. All but "ifr" ablate, one way or the other.
