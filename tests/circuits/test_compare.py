@@ -13,6 +13,7 @@ from mechlab.circuits.evaluate import run_circuits
 from mechlab.circuits.evaluation.stability import resampled, stability
 from mechlab.circuits.find import find_again, find_circuit
 from mechlab.circuits.graph import Graph
+from mechlab.circuits.search.sought import STEPS
 from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward
 
@@ -84,7 +85,15 @@ def test_finding_it_again(found) -> None:
 def test_every_way_of_searching_makes_an_artifact(found, tmp_path, method, size) -> None:
     subject, train, test, _ = found
     circuit = find_circuit(
-        subject, train, test, method=method, steps=8, controls=2, checked=2, sizes=(30,), **size
+        subject,
+        train,
+        test,
+        method=method,
+        steps=STEPS.get(method) and 8,
+        controls=2,
+        checked=2,
+        sizes=(30,),
+        **size,
     )
     assert circuit.method == method
     assert all(circuit.settings[name] == value for name, value in size.items())
@@ -113,6 +122,7 @@ def test_sizes_that_a_method_does_not_take(found) -> None:
     assert "edge-pruning takes a top" in refused(method="edge-pruning")
     assert "size of the circuit is given twice: target and top" in refused(target=0.5, top=3)
     assert "at least one edge: 0" in refused(top=0)
+    assert "eap has no steps: 3" in refused(method="eap", steps=3)
     assert "path search resamples: zero" in refused(method="path", threshold=0.1, ablation="zero")
     assert "mean ablation needs reference prompts" in refused(ablation="mean")
     assert "constants were made from" in refused(ablation="mean", reference=test)

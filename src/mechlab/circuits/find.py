@@ -120,7 +120,7 @@ def find_circuit(
             for n, mask, value in zip(tried, masks, _faithfulness(sought, masks, empty, gap), strict=True)
         )
         chosen = _smallest(curve, settings["target"]) if wanted is None else tried.index(wanted)
-        calls, seconds = 2 + len(gradient_points(method, settings["steps"])), time.monotonic() - started
+        calls, seconds = 2 + len(gradient_points(method, settings["steps"] or 1)), time.monotonic() - started
         found = Found(method, masks[chosen], scores, tried[chosen], calls, len(masks), seconds, {})
     report(steps_of_search + 1, steps_of_search + 3)
     fingerprint = subject.fingerprint

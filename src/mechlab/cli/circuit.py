@@ -242,8 +242,14 @@ def _text(circuit: Circuit) -> str:
             ("CMD", found.cmd.area),
         ]
     )
-    return (
-        f"{circuit.task} by {circuit.method} under {circuit.ablation.kind} ablation ({how})\n"
+    named: dict[str, list[str]] = {}
+    for node, name in node_classes(circuit).items():
+        named.setdefault(name, []).append(node)
+    lines = [
+        f"{circuit.task} by {circuit.method} under {circuit.ablation.kind} ablation ({how})",
         f"{circuit.n_edges:,} of {circuit.graph.n_edges:,} edges, {circuit.n_top:,} before the clean-up; "
-        f"{circuit.rows:,} circuits run in {circuit.seconds:.1f} s\n{table}"
-    )
+        f"{circuit.rows:,} circuits run in {circuit.seconds:.1f} s",
+        table,
+        *(f"{name}: {', '.join(nodes)}" for name, nodes in named.items()),
+    ]
+    return "\n".join(lines)

@@ -29,7 +29,8 @@ SEARCHES = {
     "edge-pruning": "top",
 }
 TARGET = 0.9
-_GRADIENT_STEPS, _TRAINING_STEPS = 5, 300
+# Gradient points, or training steps; other methods take neither.
+STEPS = {"eap-ig": 5, "eap-ig-activations": 5, "edge-pruning": 300, "subnetwork-probing": 300}
 Progress = Callable[[int, int], None]
 
 
@@ -38,16 +39,20 @@ class Sought:
     """What circuits are sought on: prompts, metric, ablation.
 
     Attributes:
-        steps: gradient points of integrated gradients, training steps of learned masks.
+        steps: gradient points of integrated gradients, training steps of learned masks; None else.
     """
 
     forward: DecomposedForward
     task: Task
     metric: str
     ablation: Ablation
-    steps: int
+    steps: int | None
     seed: int = 0
     batch_size: int = BATCH_SIZE
+
+    @property
+    def _steps(self) -> int:
+        return 1 if self.steps is None else self.steps
 
     def scores(self, method: str) -> Float[Tensor, "n_sources n_readers"]:
         """Scores of all edges by an attribution method."""
@@ -55,7 +60,7 @@ class Sought:
             self.forward,
             self.task,
             method=method,
-            steps=self.steps,
+            steps=self._steps,
             ablation=self.ablation,
             metric=self.metric,
             batch_size=self.batch_size,
@@ -82,10 +87,10 @@ class Sought:
         if method == "edge-pruning":
             target = 1 - min(size / Graph(self.forward.shape).n_edges, 1.0)
             return edge_pruning(
-                self.forward, self.task, target=target, **common, steps=self.steps, progress=progress
+                self.forward, self.task, target=target, **common, steps=self._steps, progress=progress
             )
         return subnetwork_probing(
-            self.forward, self.task, penalty=size, **common, steps=self.steps, progress=progress
+            self.forward, self.task, penalty=size, **common, steps=self._steps, progress=progress
         )
 
 
@@ -115,5 +120,6 @@ def asked(
         raise MechlabError("a circuit needs at least one edge", top)
     if not given:
         sizes["target"] = TARGET
-    default = _TRAINING_STEPS if method in SEARCHES else _GRADIENT_STEPS
-    return {"steps": default if steps is None else steps, **sizes}
+    if method not in STEPS and steps is not None:
+        raise MechlabError(f"{method} has no steps", steps, f"methods with steps: {', '.join(STEPS)}")
+    return {"steps": STEPS.get(method) if steps is None else steps, **sizes}
