@@ -3,7 +3,8 @@
 A graph is exact about the replacement model; that it holds for the model has to be seen. Suppressing
 a feature takes what it adds to the MLP output(s) away at its position, errors kept, and everything
 after it (attention patterns, norms, MLPs) is the model's own again (Ameisen et al. 2025, validation
-by perturbation).
+by perturbation). What a feature does to attention patterns is not in the graph, so agreement is poor
+where that is how it acts, most of all early in the model; the last layer's features agree best.
 """
 
 from __future__ import annotations
