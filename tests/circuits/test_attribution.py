@@ -15,7 +15,6 @@ from mechlab.circuits.graph import Graph
 from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Stage
 
-
 EMBEDDING_METHODS = ("eap", "eap-corrupt", "eap-mean", "eap-ig")
 
 

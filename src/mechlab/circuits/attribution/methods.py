@@ -9,6 +9,8 @@ positive score means that the edge supports the metric: ablating it is predicted
 score. (Syed et al. write ablated − clean, the change itself.) They differ in the points α, which lie
 between the ablated (0) and the clean run (1): the embeddings are ablated + α (clean − ablated), and the
 rest of the model follows. Under zero or mean ablation the path starts at those embeddings.
+(From zero embeddings a model with norms sees one direction all the way: all change lies at α = 0, where
+no point is, and integrated gradients do not sum to the gap. Use another ablation for these paths.)
 
     eap                 α = 1 (Syed et al. 2023, *Attribution patching outperforms automated circuit
                         discovery*)
