@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mechlab.circuits.features.attribution_graph import attribution_graph
 from mechlab.circuits.features.graph import FeatureGraph
 from mechlab.circuits.features.replacement import Replacement, replacement_model
 from mechlab.errors import MechlabError
+from mechlab.models.subject import load_model
 from mechlab.sae.splice import At
 
 TOKENS = torch.tensor([0, 7, 3, 3, 21, 9])
@@ -138,6 +140,23 @@ def test_what_cannot_be_replaced_is_refused(random_module: Make) -> None:
         attribution_graph(replacement, [30])
     with pytest.raises(MechlabError, match="no output token"):
         attribution_graph(replacement, [])
+
+
+def test_a_real_model_with_grouped_queries(stories_model: Path) -> None:
+    # In double precision (but for the softmax): what random transcoders write is far more than the
+    # MLPs do, and errors take it back.
+    subject = load_model(stories_model, device="cpu", dtype=torch.float64)
+    tokens = subject.tokens("Once upon a time there was a little dog")
+    d_model, n_layers = subject.site("blocks.0.hook_mlp_out").dim, subject.module.config.num_hidden_layers
+    transcoders = [transcoder_at(layer, skip=True, d_model=d_model) for layer in range(n_layers)]
+    for each in transcoders:
+        each.sae.double()
+    replacement = replacement_model(subject, transcoders, tokens)
+    _, logits = linear_forward(replacement, replacement.embedded, ones(replacement), replacement.errors)
+    torch.testing.assert_close(logits, subject.logits(tokens[None])[0], atol=1e-4, rtol=1e-4)
+    graph = attribution_graph(replacement)
+    values, constants = graph.values()[graph.readers], graph.values("constant")[graph.readers]
+    torch.testing.assert_close((graph.scores.sum(0) + constants).float(), values, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.gpu
