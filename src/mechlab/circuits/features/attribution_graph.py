@@ -89,7 +89,7 @@ def attribution_graph(
     columns = torch.cat([*features, torch.arange(n_sources, len(nodes))])
     for number, constant in zip(columns.tolist(), constants.tolist(), strict=True):
         nodes[number] = replace(nodes[number], constant=constant)
-    return FeatureGraph(tuple(nodes), torch.arange(n_sources), columns, scores.cpu())
+    return FeatureGraph(tuple(nodes), torch.arange(n_sources), columns, scores.cpu().float())
 
 
 def _tokens(replacement: Replacement, logits: Sequence[int] | None, position: int) -> Int[Tensor, "target"]:
@@ -158,7 +158,7 @@ def _columns(
 ) -> Float[Tensor, "reader"]:
     """Fill the scores of some readers, from the top down; returns what biases give them."""
     n_pos = len(replacement.tokens)
-    start = torch.zeros(len(readers.layer), n_pos, readers.vector.shape[1], device=scores.device)
+    start = scores.new_zeros(len(readers.layer), n_pos, readers.vector.shape[1])
     # The row where a layer's errors begin: they follow its features.
     ends = n_pos
     firsts = []
