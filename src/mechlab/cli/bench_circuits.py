@@ -128,8 +128,8 @@ def goals(payload: dict[str, Any], device: str) -> list[dict[str, Any]]:
             kind = "largest difference" if name == "logits" else "relative L2 error"
             most(f"{name}: {kind}", error, 1e-4)
     if "acdc" in payload:
-        most("ACDC on IOI, s", payload["acdc"]["runs"]["ahead"]["seconds"], 60.0)
-        most("ACDC ahead ends in another circuit than one by one", float(not payload["acdc"]["same"]), 0.0)
+        most("ACDC on IOI, s", payload["acdc"]["runs"]["as it comes"]["seconds"], 60.0)
+        most("ACDC with edges tested ahead ends in another circuit", float(not payload["acdc"]["same"]), 0.0)
     return found
 
 
