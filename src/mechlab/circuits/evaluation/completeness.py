@@ -7,8 +7,8 @@ Wang et al. (2022, *Interpretability in the wild*, section 4.1): for a set K of 
 Here it is a share of the gap m̄(M) − m̄(∅), so that 1 − faithfulness is that of the empty set. A node is
 knocked out by cutting every edge out of it. Sets are drawn three ways: at random (of every
 size alike: large sets leave little to compare), by class of head, and greedily, adding the node that
-raises the incompleteness most. The greedy search sees the prompts of even number and is scored on the others, as its
-maximum would otherwise be an overestimate.
+raises the incompleteness most. The greedy search sees the prompts of even number and is scored on
+the others, as its maximum would otherwise be an overestimate.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -200,10 +201,14 @@ def _run(
         masked = Masked(forward, pair.clean, ablation.values(pair), pair.task.positions["end"])
         # Of all edges ablated by resampling, the corrupt run is the exact outcome.
         empty = pair.corrupt.logits if ablation.kind == "resample" else masked.logits(none)[0]
-        runs = [*masked.logits(masks), pair.clean.logits, empty]
-        for name, rows in found.items():
-            measure = metric_named(name)
-            rows.append(torch.stack([measure(logits, pair.task, pair.clean.logits) for logits in runs]).cpu())
+        ends = ([len(masks), len(masks) + 1], torch.stack([pair.clean.logits, empty]))
+        here = {name: empty.new_empty(len(masks) + 2, len(pair.task)) for name in metrics}
+        for rows, logits in chain(masked.runs(masks), [ends]):
+            for name, values in here.items():
+                measure = metric_named(name)
+                values[rows] = torch.stack([measure(each, pair.task, pair.clean.logits) for each in logits])
+        for name, values in here.items():
+            found[name].append(values.cpu())
     joined = {name: torch.cat(rows, 1) for name, rows in found.items()}
     return {name: (values[:-2], values[-2], values[-1]) for name, values in joined.items()}
 
