@@ -15,6 +15,7 @@ from mechlab.circuits.evaluation.curve import SHARES, size_curves
 from mechlab.circuits.evaluation.ratios import mean_of_ratios, ratio_of_means
 from mechlab.circuits.evaluation.stability import jaccard, resampled, rows_of, stability
 from mechlab.circuits.graph import Graph
+from mechlab.circuits.search.found import clean_up
 from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Shape
 
@@ -65,7 +66,7 @@ def test_size_curves(kind, random_module, random_task) -> None:
         for point in curve.points:
             mask = torch.zeros_like(graph.real)
             mask[graph.real] = ranking >= ranking.sort(descending=True).values[point.n_top - 1]
-            mask = graph.connected(mask if point.n_top else torch.zeros_like(mask))
+            mask = clean_up(graph, mask if point.n_top else torch.zeros_like(mask), kind)
             assert point.n_edges == mask.sum()
             values, whole, empty = run_circuits(forward, task, mask[None], ablation=ablation)
             heights.append(float((values[0] - empty).mean() / (whole - empty).mean()))
