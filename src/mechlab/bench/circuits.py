@@ -142,7 +142,8 @@ def compare_attribution(
 
     Args:
         steps: gradient points of EAP-IG.
-        n_edges: size of the random sample of edges that are tested exactly.
+        n_edges: size of the random sample of edges that are tested exactly, and of that of edges into
+            the logits.
         peer_folder: where auto-circuit's environment is; None leaves it out.
 
     Returns figures by variant, the ratios of ``COMPARED``, the floors, what is missing, and relative
@@ -152,8 +153,9 @@ def compare_attribution(
     graph = Graph(forward.shape)
     generator = torch.Generator().manual_seed(seed)
     every = graph.real.nonzero()
-    sample = every[torch.randperm(len(every), generator=generator)[:n_edges]]
-    into_logits = every[every[:, 1] == forward.shape.n_readers - 1]
+    every = every[torch.randperm(len(every), generator=generator)]
+    sample = every[:n_edges]
+    into_logits = every[every[:, 1] == forward.shape.n_readers - 1][:n_edges]
     tokens = task.clean.to(device)
     found: dict[str, Tensor] = {}
 
