@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reading import difference
@@ -9,10 +11,11 @@ from torch import Tensor
 
 from mechlab.circuits.evaluate import faithfulness, random_circuits, run_circuits
 from mechlab.circuits.graph import Graph
-from mechlab.circuits.metrics import logit_difference, probability_difference
+from mechlab.circuits.metrics import logit_difference, negative_kl, probability_difference
 from mechlab.circuits.patching import patch_nodes
 from mechlab.circuits.runs import batches
 from mechlab.data.tasks import Task
+from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Shape, Stage
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -137,3 +140,28 @@ def test_probability_difference(random_task) -> None:
     rows = list(batches(sets, 1, torch.device("cpu")))
     assert [len(row) for row in rows] == [1, 1]
     assert torch.equal(rows[1].clean, task.clean[1:])
+
+
+def test_divergence_of_half_precision_logits_is_summed_in_single(random_task) -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, other = (3 * torch.randn(2, 5000, generator=generator).bfloat16() for _ in range(2))
+    other = (clean + 0.05 * other).bfloat16()
+    task = random_task(n=2)
+    expected = negative_kl(other.double(), task, clean.double()).float()
+    torch.testing.assert_close(negative_kl(other, task, clean), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_runs_that_cannot_be_are_refused(random_module, random_task) -> None:
+    forward, task = DecomposedForward(random_module("gpt2")), random_task()
+    none = torch.zeros(0, *Graph(forward.shape).real.shape, dtype=torch.bool)
+    with pytest.raises(MechlabError, match="batch size must be at least 1: 0"):
+        run_circuits(forward, task, none, batch_size=0)
+    with pytest.raises(MechlabError, match=r"not in the model's vocabulary: 1\d\d "):
+        run_circuits(forward, replace(task, clean=task.clean + 100), none)
+    long = torch.zeros(6, 2000, dtype=torch.int64)
+    with pytest.raises(MechlabError, match="longer than the model's context: 2000"):
+        run_circuits(forward, replace(task, clean=long, corrupt=long), none)
+    module = random_module("gpt2")
+    module.transformer.h[1].mlp.c_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(MechlabError, match="not finite: random"):
+        run_circuits(DecomposedForward(module), task, none)

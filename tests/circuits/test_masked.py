@@ -13,6 +13,7 @@ from mechlab.circuits.graph import Graph
 from mechlab.circuits.masked import Masked, masked_logits, soft_logits
 from mechlab.circuits.metrics import logit_difference
 from mechlab.circuits.runs import PairedRun, paired_runs
+from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Stage
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-6}
@@ -149,3 +150,31 @@ def test_several_positions_read(prepared) -> None:
     assert found.shape[:3] == (len(masks), 3, 2)
     single = masked_logits(forward, pair.clean, pair.corrupt.sources, masks, ends[:, 1])
     torch.testing.assert_close(found[2:, :, 1], single[2:], **CLOSE)
+
+
+def test_masks_in_parts_and_of_other_shapes(architecture, prepared, monkeypatch) -> None:
+    forward, pair = prepared(architecture)
+    masks = random_masks(forward, 4, pair.task.clean.shape[1])
+    arguments = forward, pair.clean, pair.corrupt.sources
+    ends = pair.task.positions["end"]
+    together = masked_logits(*arguments, masks, ends)
+    monkeypatch.setattr("mechlab.circuits.masked._ENTRIES", 3 * masks[0].numel())
+    torch.testing.assert_close(masked_logits(*arguments, masks, ends), together, **CLOSE)
+    masked = Masked(*arguments, ends)
+    for bad in (masks[:, :-1], masks[..., :-1], masks[..., None]):
+        with pytest.raises(MechlabError, match="mask does not fit"):
+            masked.logits(bad)
+        with pytest.raises(MechlabError, match="mask does not fit"):
+            masked.soft(bad[0].double())
+
+
+def test_memory_counts_the_sources_that_run_anew(prepared, monkeypatch) -> None:
+    forward, pair = prepared("gpt2")
+    masked = Masked(forward, pair.clean, pair.corrupt.sources, pair.task.positions["end"])
+    # Two edges of early sources only: all later sources are still kept, for every circuit.
+    mask = torch.ones_like(masked.real)
+    mask[0, 0] = mask[1, -1] = False
+    stream = pair.clean.streams[0].numel()
+    monkeypatch.setattr("mechlab.circuits.masked._ELEMENTS", 40 * stream)
+    for rows, _ in masked.runs(mask.expand(10, -1, -1)):
+        assert len(rows) * (forward.shape.n_sources - 1) <= 40

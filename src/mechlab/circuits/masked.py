@@ -28,10 +28,13 @@ from torch import Tensor
 
 from mechlab.circuits.graph import Graph
 from mechlab.circuits.runs import End, PairedRun
+from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Split, Stage
 
 # Elements of one stream per reader that a batch of circuits may hold: 256 MB of float32.
 _ELEMENTS = 1 << 26
+# Entries of masks that are looked at together.
+_ENTRIES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Masked:
     ) -> Float[Tensor, "circuit batch *read d_vocab"]:
         """Logits of every circuit: True keeps an edge, False replaces what it carries.
 
-        With a position axis, edges are kept or replaced at every position of their own.
+        With a position axis, edges are kept or replaced at every position of their own. Raises
+        MechlabError for masks of another shape than the model's, here and below.
         """
         found = self.base.logits.new_empty(len(masks), *self.base.logits.shape)
         for rows, logits in self.runs(masks):
@@ -101,24 +105,34 @@ class Masked:
         self, masks: Bool[Tensor, "circuit n_sources n_readers *pos"]
     ) -> Iterator[tuple[list[int], Float[Tensor, "row batch *read d_vocab"]]]:
         """Which circuits, and their logits: those that run together, one batch after another."""
-        masks = masks.cpu()
-        outside = ~masks & (self.real if masks.ndim == 3 else self.real[..., None])
-        cut = outside if outside.ndim == 3 else outside.any(-1)
-        for rows in self._groups(cut):
-            plan = self._plan(cut[rows])
-            if plan is None:
-                yield rows, self.base.logits[None].expand(len(rows), *self.base.logits.shape)
-            else:
-                gone = outside[rows].to(self._gap.device, self._gap.dtype)
-                yield rows, self._run(gone, plan).view(len(rows), *self.base.logits.shape)
+        self._require(masks.shape[1:])
+        size = max(1, _ENTRIES // max(masks[:1].numel(), 1))
+        for first in range(0, len(masks), size):
+            some = masks[first : first + size].cpu()
+            outside = ~some & (self.real if some.ndim == 3 else self.real[..., None])
+            cut = outside if outside.ndim == 3 else outside.any(-1)
+            for rows in self._groups(cut):
+                plan, among = self._plan(cut[rows]), [first + row for row in rows]
+                if plan is None:
+                    yield among, self.base.logits[None].expand(len(rows), *self.base.logits.shape)
+                else:
+                    gone = outside[rows].to(self._gap.device, self._gap.dtype)
+                    yield among, self._run(gone, plan).view(len(rows), *self.base.logits.shape)
 
     def soft(self, mask: Float[Tensor, "n_sources n_readers *pos"]) -> Float[Tensor, "batch *read d_vocab"]:
         """Logits of one circuit with edges present in part, differentiable in ``mask`` (0 to 1)."""
+        self._require(mask.shape)
         real = self.real.to(mask)
         outside = (1 - mask) * (real if mask.ndim == 2 else real[..., None])
         plan = self._plan(self.real[None])
         assert plan is not None
-        return self._run(outside[None], plan)
+        return self._run(outside.to(self._gap.dtype)[None], plan)
+
+    def _require(self, shape: torch.Size) -> None:
+        positions = (), tuple(self.base.sources.shape[2:3])
+        if shape[:2] != self.real.shape or tuple(shape[2:]) not in positions:
+            wanted = "×".join(map(str, (*self.real.shape, "positions or none")))
+            raise MechlabError("mask does not fit model and prompts", tuple(shape), f"it must be {wanted}")
 
     def _groups(self, cut: Bool[Tensor, "circuit n_sources n_readers"]) -> Iterator[list[int]]:
         """Circuits that start at one layer, as many at a time as memory allows."""
@@ -127,17 +141,18 @@ class Masked:
         layer_of = torch.tensor([*(stage.layer for stage in stages), self.forward.shape.n_layers + 1])
         first = torch.where(touched.any(1), touched.float().argmax(1), len(stages))
         starts = layer_of[first].tolist()
-        per_circuit = self._gap.shape[1] * self._width(cut)
-        size = max(1, _ELEMENTS // max(per_circuit, 1))
         for start in sorted(set(starts)):
             rows = [row for row, layer in enumerate(starts) if layer == start]
+            plan = self._plan(cut[rows])
+            size = (
+                len(rows) if plan is None else max(1, _ELEMENTS // (self._gap.shape[1] * self._width(plan)))
+            )
             yield from (rows[at : at + size] for at in range(0, len(rows), size))
 
-    def _width(self, cut: Bool[Tensor, "circuit n_sources n_readers"]) -> int:
-        """Streams that a circuit holds at once: those of the widest stage, and sources kept apart."""
-        readers, sources = cut.any(0).any(0), cut.any(0).any(1)
-        widest = max(int(readers[stage.readers].sum()) for stage in self.forward.shape.stages)
-        return 8 + widest + int(sources.sum())
+    def _width(self, plan: _Plan) -> int:
+        """Streams that a circuit holds at once: those of the widest stage, and sources that run anew."""
+        new = self.forward.shape.n_sources - plan.known if plan.late else 0
+        return 8 + max(map(len, plan.cut.values())) + new
 
     def _plan(self, cut: Bool[Tensor, "circuit n_sources n_readers"]) -> _Plan | None:
         """None where nothing is replaced."""
@@ -247,7 +262,9 @@ def _less(
     if gone.ndim == 3:
         weights = gone.transpose(1, 2)
         return torch.baddbmm(streams, weights, gap.expand(len(gone), -1, -1), alpha=-1)
-    each = gap.view(*gap.shape[:2], batch, pos, -1).expand(len(gone), -1, -1, -1, -1)
+    each = gap.view(*gap.shape[:2], batch, pos, -1)
+    if len(gap) == 1:  # all circuits' own: no copy for each of them
+        return streams - torch.einsum("ksrp,sbpd->krbpd", gone, each[0]).flatten(2)
     return streams - torch.einsum("ksrp,ksbpd->krbpd", gone, each).flatten(2)
 
 

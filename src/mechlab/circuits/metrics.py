@@ -4,6 +4,9 @@ A metric is ``(logits, task, clean) -> values``: ``clean`` holds the model's own
 prompts, which metrics of agreement with the model compare with. Where a task reads several positions
 the value of a prompt is the mean over them.
 
+Logits of half precision are read in single precision: a divergence summed over a vocabulary in bfloat16
+is noise.
+
 Agreement is largest, and flat, at the clean run: its gradient there is zero, so attribution at the
 clean point needs a metric of the task (Syed et al. 2023).
 """
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from mechlab.data.tasks import Task
 from mechlab.errors import MechlabError, near
+from mechlab.models.weights import at_least_single
 
 Metric = Callable[[Tensor, Task, Tensor], Tensor]
 
@@ -27,7 +31,7 @@ def logit_difference(
 ) -> Float[Tensor, "n"]:
     """Logit of the right answer minus that of the wrong one (nats; Wang et al. 2022)."""
     pair = torch.stack([task.answers, task.wrong], -1)
-    right, wrong = logits.gather(-1, pair).unbind(-1)
+    right, wrong = at_least_single(logits.gather(-1, pair)).unbind(-1)
     return _per_prompt(right - wrong)
 
 
@@ -35,7 +39,7 @@ def log_probability(
     logits: Float[Tensor, "n *read d_vocab"], task: Task, clean: Float[Tensor, "n *read d_vocab"]
 ) -> Float[Tensor, "n"]:
     """Log-probability of the right answer (nats)."""
-    return _per_prompt(logits.log_softmax(-1).gather(-1, task.answers[..., None])[..., 0])
+    return _per_prompt(at_least_single(logits).log_softmax(-1).gather(-1, task.answers[..., None])[..., 0])
 
 
 def accuracy(
@@ -44,7 +48,7 @@ def accuracy(
     """1 where the right answer has a higher logit than the wrong one, else 0. Has no gradient."""
     pair = torch.stack([task.answers, task.wrong], -1)
     right, wrong = logits.gather(-1, pair).unbind(-1)
-    return _per_prompt((right > wrong).to(logits.dtype))
+    return _per_prompt(at_least_single((right > wrong).to(logits.dtype)))
 
 
 def probability_difference(
@@ -59,7 +63,7 @@ def probability_difference(
     right, wrong = task.answer_sets
     # A model's vocabulary may be padded beyond the tokenizer's, or lack tokens added to it.
     width = min(logits.shape[1], right.shape[1])
-    probability = logits.softmax(-1)[:, :width]
+    probability = at_least_single(logits).softmax(-1)[:, :width]
     return (probability * right[:, :width]).sum(-1) - (probability * wrong[:, :width]).sum(-1)
 
 
@@ -67,7 +71,7 @@ def negative_kl(
     logits: Float[Tensor, "n *read d_vocab"], task: Task, clean: Float[Tensor, "n *read d_vocab"]
 ) -> Float[Tensor, "n"]:
     """Minus KL(p_clean ‖ p), summed over the vocabulary (nats; the direction of Conmy et al. 2023)."""
-    own, model = logits.log_softmax(-1), clean.log_softmax(-1)
+    own, model = at_least_single(logits).log_softmax(-1), at_least_single(clean).log_softmax(-1)
     return -_per_prompt((model.exp() * (model - own)).sum(-1))
 
 
@@ -78,7 +82,7 @@ def negative_l2(
 
     For outputs that are no distribution, such as those of compiled models.
     """
-    return -_per_prompt((logits - clean).pow(2).sum(-1))
+    return -_per_prompt((at_least_single(logits) - at_least_single(clean)).pow(2).sum(-1))
 
 
 def _per_prompt(values: Float[Tensor, "n *read"]) -> Float[Tensor, "n"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechlab.circuits.metrics import Metric
 from mechlab.data.tasks import Task
+from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Stage
 
 BATCH_SIZE = 64
@@ -48,7 +49,12 @@ class PairedRun:
 
 
 def batches(task: Task, size: int, device: torch.device) -> Iterator[Task]:
-    """The task's prompt pairs in order, at most ``size`` at a time, on ``device``."""
+    """The task's prompt pairs in order, at most ``size`` at a time, on ``device``.
+
+    Raises MechlabError for a size below 1.
+    """
+    if size < 1:
+        raise MechlabError("batch size must be at least 1", size)
     for first in range(0, len(task), size):
         rows = slice(first, first + size)
         moved = {
@@ -68,10 +74,17 @@ def batches(task: Task, size: int, device: torch.device) -> Iterator[Task]:
 def paired_runs(
     forward: DecomposedForward, task: Task, metric: Metric, batch_size: int = BATCH_SIZE
 ) -> Iterator[PairedRun]:
-    """Both runs of every batch, without gradient."""
+    """Both runs of every batch, without gradient.
+
+    Raises MechlabError when the metric of a clean prompt is not a finite number.
+    """
     for batch in batches(task, batch_size, forward.device):
         with torch.no_grad():
             clean = _end(forward, batch, batch.clean, metric, None)
+            if not bool(clean.metric.isfinite().all()):
+                raise MechlabError(
+                    "metric of the model's own logits is not finite", task.name, "try dtype float32"
+                )
             corrupt = _end(forward, batch, batch.corrupt, metric, clean.logits)
         yield PairedRun(batch, clean, corrupt, metric)
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mechlab.errors import MechlabError
-from mechlab.models.weights import AnyNorm, Attention, read_weights
+from mechlab.models.weights import AnyNorm, Attention, read_weights, require_fitting
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ class DecomposedForward:
         )
 
     def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """Output of the source "embed": token embedding plus learned positions where there are any."""
+        """Output of "embed": token embedding, learned positions; MechlabError for what has neither."""
+        require_fitting(tokens, self._embedding, self._positions)
         x: Tensor = self._embedding(tokens)
         if self._positions is not None:
             x = x + self._positions[: tokens.shape[1]]

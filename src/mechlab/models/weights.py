@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,8 +39,7 @@ class Norm:
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         if self.centred:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return self.weight * F.rms_norm(wide, self.weight.shape, None, self.eps).to(x.dtype)
+        return self.weight * F.rms_norm(at_least_single(x), self.weight.shape, None, self.eps).to(x.dtype)
 
     def pull_back(
         self, x: Float[Tensor, "batch pos d_model"], gradient: Float[Tensor, "reader batch pos d_model"]
@@ -195,6 +194,27 @@ def read_weights(module: nn.Module) -> Weights:
         unembed=module.get_output_embeddings(),  # type: ignore[operator]
         parallel=bool(kind == "gpt_neox" and config.use_parallel_residual),
     )
+
+
+def at_least_single(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """Half precision made single, for sums over a vocabulary and for matrix decompositions."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def require_fitting(
+    tokens: Int[Tensor, "batch pos"], embedding: nn.Module, positions: Float[Tensor, "n_ctx d_model"] | None
+) -> None:
+    """MechlabError for tokens that the vocabulary lacks, and more of them than there are positions."""
+    size = next(embedding.parameters()).shape[0]
+    outside = tokens[(tokens < 0) | (tokens >= size)]
+    if len(outside):
+        raise MechlabError(
+            "token is not in the model's vocabulary", int(outside[0]), f"tokens are 0 … {size - 1}"
+        )
+    if positions is not None and tokens.shape[1] > len(positions):
+        raise MechlabError(
+            "prompts are longer than the model's context", tokens.shape[1], f"at most {len(positions)} tokens"
+        )
 
 
 def _mlp(mlp: Any, config: Any) -> Callable[[Tensor], Tensor]:
