@@ -101,6 +101,13 @@ def test_refusals(prepared, random_task) -> None:
     lacking = replace(reference, groups=torch.tensor([0, 0, 3, 3, 3, 3, 0]))
     with pytest.raises(MechlabError, match="template"):
         make_ablation(forward, "mean-template", lacking).values(pair)
+    one = make_ablation(forward, "mean-template", replace(reference, groups=torch.zeros(7, dtype=torch.long)))
+    with pytest.raises(MechlabError, match="templates the reference lacks"):
+        one.values(pair)
+    with pytest.raises(MechlabError, match="no template numbers"):
+        one.values(replace(pair, task=replace(pair.task, groups=None)))
+    with pytest.raises(MechlabError, match="metric has no gradient: accuracy"):
+        make_ablation(forward, "optimal", reference, metric="accuracy")
     with pytest.raises(MechlabError, match="made from"):
         require_apart(task, task)
     require_apart(reference, task)

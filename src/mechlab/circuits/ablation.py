@@ -71,10 +71,12 @@ class Ablation:
                 f"{like.shape[2]} positions in the prompts",
                 "make it from prompts of the same length",
             )
-        if len(constant) == 1:
+        if self.kind != "mean-template":
             return constant[0][:, None].expand_as(like)
         groups = pair.task.groups
-        if groups is None or int(groups.max()) >= len(constant):
+        if groups is None:
+            raise MechlabError("prompts have no template numbers", pair.task.name, "use mean-positional")
+        if int(groups.max()) >= len(constant):
             raise MechlabError("prompts have templates the reference lacks", pair.task.name, "add references")
         if bool(constant[groups].isnan().any()):
             raise MechlabError("no reference prompt has this template", pair.task.name, "add references")
@@ -165,11 +167,12 @@ def _optimal(
     for step in range(steps):
         pair = pairs[step % len(pairs)]
         mask = (torch.rand(real.shape, generator=generator) < 0.5) & real
-        other = constant[:, None].expand_as(pair.clean.sources)
+        other = constant.to(pair.clean.sources)[:, None].expand_as(pair.clean.sources)
         masked = Masked(forward, pair.clean, other, pair.task.positions["end"])
-        logits = masked.soft(mask.to(other))
-        loss = -pair.metric(logits).mean()
+        loss = -pair.metric(masked.soft(mask.to(other))).mean()
+        if not loss.requires_grad:
+            raise MechlabError("metric has no gradient", metric, "choose another metric")
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(inputs=[constant])  # type: ignore[no-untyped-call]
         optimiser.step()
     return Ablation("optimal", constant.detach().cpu()[None])
