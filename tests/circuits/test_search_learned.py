@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mechlab.circuits.ablation import Ablation
+from mechlab.circuits.ablation import Ablation, make_ablation
 from mechlab.circuits.graph import Graph
 from mechlab.circuits.search.acdc import acdc
 from mechlab.circuits.search.learned import (
@@ -109,6 +109,29 @@ def test_mistakes_are_named(random_module, random_task) -> None:
         edge_pruning(forward, task, target=1.0)
     with pytest.raises(MechlabError, match="unknown metric"):
         edge_pruning(forward, task, metric="kl")
+    with pytest.raises(MechlabError, match="metric has no gradient: accuracy"):
+        edge_pruning(forward, task, metric="accuracy")
+    with pytest.raises(MechlabError, match="learning rate"):
+        subnetwork_probing(forward, task, rate=-1.0)
+    with pytest.raises(MechlabError, match="loss of step 0 is not finite"):
+        subnetwork_probing(forward, task, penalty=float("nan"))
+
+
+def test_gates_leave_the_model_s_own_gradients_alone(random_module, random_task) -> None:
+    module = random_module("gpt2").requires_grad_(True)
+    edge_pruning(DecomposedForward(module), random_task(), steps=2)
+    make_ablation(DecomposedForward(module), "optimal", random_task(), steps=2)
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, architecture, random_module, random_task) -> None:
+    forward, task = DecomposedForward(random_module(architecture, scale=0.1).to(dtype)), random_task()
+    optimal = make_ablation(forward, "optimal", random_task(1), steps=2)
+    for ablation in (None, optimal):
+        found = edge_pruning(forward, task, target=0.5, ablation=ablation, steps=2)
+        assert found.n_top == round(0.5 * Graph(forward.shape).n_edges)
+        assert found.scores.dtype == torch.float32
 
 
 @pytest.mark.gpu

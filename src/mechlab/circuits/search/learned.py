@@ -93,7 +93,8 @@ def subnetwork_probing(
         median gate is at least a half open. ``record["history"]`` has [step, metric, open] of some
         steps: the mean metric of the step's prompts and the expected share of open gates.
 
-    Raises MechlabError for an unknown level or metric, or fewer than one step.
+    Raises MechlabError for an unknown level or metric, a metric without a gradient, fewer than one
+    step, a rate not above 0, or a loss that is not finite.
     """
 
     def loss(gates: _Gates, value: Tensor, step: int) -> Tensor:
@@ -130,7 +131,7 @@ def edge_pruning(
     (1 − target) · edges, those of largest ln α, before the clean-up; how near the gates themselves
     came to the target is in the history.
 
-    Raises MechlabError for a target out of range, an unknown metric, or fewer than one step.
+    Raises MechlabError for a target out of range, and as ``subnetwork_probing`` does.
     """
     if not 0 <= target < 1:
         raise MechlabError("target sparsity must be at least 0 and below 1", target)
@@ -192,6 +193,8 @@ class _Training:
             raise MechlabError("unknown level of gates", self.level, near(self.level, LEVELS))
         if self.steps < 1:
             raise MechlabError("gates need at least one step", self.steps)
+        if not 0 < self.rate < math.inf:
+            raise MechlabError("learning rate must be above 0", self.rate)
         self.started = time.monotonic()
         self.history: list[list[float]] = []
 
@@ -217,8 +220,16 @@ class _Training:
                 turn = torch.randperm(len(batches), generator=generator).tolist()
             pair, masked = batches[turn[step % len(batches)]]
             value = pair.metric(masked.soft(gates.draw(generator))).mean()
+            if not value.requires_grad:
+                raise MechlabError("metric has no gradient", self.metric, "choose another metric")
+            total = loss(gates, value, step)
+            if not bool(total.isfinite()):
+                raise MechlabError(
+                    f"loss of step {step} is not finite", float(total.detach()), "use a lower rate"
+                )
             optimiser.zero_grad()
-            loss(gates, value, step).backward()  # type: ignore[no-untyped-call]
+            # Only these: the module's own parameters may ask for gradients too.
+            total.backward(inputs=[gates.log_alpha, *ascending])  # type: ignore[no-untyped-call]
             optimiser.step()
             if step % max(1, self.steps // _HISTORY) == 0 or step == self.steps - 1:
                 self.history.append([step, float(value.detach()), float(gates.expected().detach().mean())])
