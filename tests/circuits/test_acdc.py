@@ -181,8 +181,12 @@ def test_scores_are_the_largest_threshold_survived(job, tmp_path) -> None:
         expected[acdc(forward, task, threshold).mask] = threshold
     assert torch.equal(scores, expected)
     assert len(list((tmp_path / "runs").iterdir())) == 3
-    with pytest.raises(MechlabError, match="above 0"):
-        acdc_scores(forward, task, [0.1, 0.0])
+    for bad in (0.0, float("nan")):
+        with pytest.raises(MechlabError, match="above 0"):
+            acdc_scores(forward, task, [0.1, bad])
+    # Thresholds that are almost the same have checkpoints of their own.
+    _, runs = acdc_scores(forward, task, [1.0, 1.0 + 1e-9], checkpoints=tmp_path / "near")
+    assert len(runs) == len(list((tmp_path / "near").iterdir())) == 2
 
 
 def test_mistakes_are_named(job) -> None:
@@ -191,3 +195,24 @@ def test_mistakes_are_named(job) -> None:
         acdc(forward, task, 0.1, metric="kl")
     with pytest.raises(MechlabError, match="at least 1"):
         acdc(forward, task, 0.1, ahead=0)
+    with pytest.raises(MechlabError, match="not a number"):
+        acdc(forward, task, float("nan"))
+
+
+def test_checkpoints_of_nearly_the_same_model_are_refused(job, random_module, tmp_path) -> None:
+    forward, task = job()
+    acdc(forward, task, 0.05, checkpoint=tmp_path / "acdc.json")
+    module = random_module("gpt2")
+    module.transformer.h[1].mlp.c_proj.weight.data[0] *= 1.01
+    with pytest.raises(MechlabError, match="another model"):
+        acdc(DecomposedForward(module), task, 0.05, checkpoint=tmp_path / "acdc.json")
+
+
+@pytest.mark.parametrize("trace", ["1", "[1, 2]", "[[1], [2, 3]]", '[["a"]]'])
+def test_a_damaged_checkpoint_is_refused(trace, job, tmp_path) -> None:
+    store = tmp_path / "acdc.json"
+    store.write_text(f'{{"decisions": [], "trace": {trace}, "calls": 0, "rows": 0, "settings": {{}}}}')
+    with pytest.raises(MechlabError, match="delete it"):
+        acdc(*job(), 0.05, checkpoint=store)
+    with pytest.raises(MechlabError, match="cannot be read"):
+        acdc(*job(), 0.05, checkpoint=tmp_path)

@@ -19,12 +19,14 @@ The outcome is that of testing one edge at a time, but
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -43,6 +45,7 @@ from mechlab.models.forward import DecomposedForward
 
 ORDERS = ("reverse", "forward", "random")
 _SAVE_SECONDS = 5.0
+_ROUNDING, _SOME = 1e-5, 64
 # Elements of the stream over all tests of a batch. Wrong predictions cost a CPU time, and its calls are
 # cheap: measured on the bundled model, one test at a time is fastest from 16 prompts on. A GPU has room
 # for many tests (its figure is not measured).
@@ -110,7 +113,8 @@ def acdc(
         ablation: what removed edges carry; the corrupt run's values when None.
         signed, order, seed: see the module and ``edge_order``.
         ahead: most edges tested in one batch, by size and device when None. Changes the time, not
-            the circuit.
+            the circuit, but for edges whose change is within rounding of τ (at τ = 0 those that
+            change nothing): a run in a batch may differ from a run alone in its last bits.
         guess: edges expected to stay, such as the circuit of a nearby threshold. Likewise.
         checkpoint: a file that holds the decisions so far, written every few seconds; a call with
             the same settings goes on from it.
@@ -121,10 +125,12 @@ def acdc(
         the settings and ``removed``: one [source row, reader column, metric after] per removed edge
         in the order they fell, the metric None for those untested.
 
-    Raises MechlabError for an unknown metric or order, ``ahead`` below 1, or a checkpoint of
-    another job.
+    Raises MechlabError for an unknown metric or order, a threshold that is not a number, ``ahead``
+    below 1, or a checkpoint of another job.
     """
     started = time.monotonic()
+    if math.isnan(threshold):
+        raise MechlabError("threshold is not a number", threshold)
     if ahead is not None and ahead < 1:
         raise MechlabError("edges tested in one batch must be at least 1", ahead)
     search = _Search(forward, task, metric, ablation, batch_size)
@@ -173,13 +179,13 @@ def acdc_scores(
     Raises MechlabError when a threshold is not above 0, and what ``acdc`` raises.
     """
     wanted = sorted({float(threshold) for threshold in thresholds}, reverse=True)
-    if not wanted or wanted[-1] <= 0:
+    if not wanted or not all(threshold > 0 for threshold in wanted):
         raise MechlabError("thresholds must be above 0", list(thresholds))
     graph = Graph(forward.shape)
     scores = torch.zeros(graph.real.shape)
     runs: list[Found] = []
     for threshold in wanted:
-        store = None if checkpoints is None else Path(checkpoints) / f"{threshold:.6g}.json"
+        store = None if checkpoints is None else Path(checkpoints) / f"{threshold!r}.json"
         if store is not None:
             store.parent.mkdir(parents=True, exist_ok=True)
         guess = runs[-1].mask if runs else None
@@ -202,13 +208,12 @@ class _Search:
     ) -> None:
         self.graph = Graph(forward.shape)
         self.batches = []
-        total, logits, gap = 0.0, 0.0, 0.0
+        total, gap = 0.0, torch.zeros(self.graph.shape.n_sources, dtype=torch.float64)
         for pair in paired_runs(forward, task, metric_named(metric), batch_size):
             other = pair.corrupt.sources if ablation is None else ablation.values(pair)
             self.batches.append((pair, Masked(forward, pair.clean, other, pair.task.positions["end"])))
             total += float(pair.clean.metric.double().sum())
-            logits += float(pair.clean.logits.double().abs().mean()) * len(pair.task)
-            gap += float((pair.clean.sources - other).abs().mean()) * len(pair.task)
+            gap += (pair.clean.sources - other).float().square().mean((2, 3)).sum(1).double().cpu()
         self.n = len(task)
         self.kind = "resample" if ablation is None else ablation.kind
         self.settings: dict[str, Any] = {
@@ -216,9 +221,10 @@ class _Search:
             "ablation": self.kind,
             "prompts": task_fingerprint(task),
         }
-        # Tells models and ablations apart, up to rounding.
-        self.trace = [logits / self.n, gap / self.n]
         self.start = self.current = total / self.n
+        # Tells models and ablations apart, up to rounding: some logits, what each removed source changes.
+        some = self.batches[0][0].clean.logits.flatten()[:_SOME].double().cpu()
+        self.trace = [(some / some.abs().max()).tolist(), (gap / gap.max().clamp(min=1e-30)).tolist()]
         self.present = self.graph.real.clone()
         self.decisions: list[_Decision] = []
         self.calls = self.rows = 0
@@ -289,8 +295,7 @@ class _Search:
         masks = torch.stack(trials)
         total = torch.zeros(len(masks), dtype=torch.float64)
         for pair, masked in self.batches:
-            logits = masked.logits(masks)
-            total += torch.stack([pair.metric(row).double().sum() for row in logits]).cpu()
+            total += masked.metric(masks, pair).double().sum(1).cpu()
         self.calls += 1
         self.rows += len(masks)
         return (total / self.n).tolist()
@@ -305,9 +310,11 @@ class _Search:
         try:
             state = json.loads(path.read_text())
             decisions = [_Decision(**decision) for decision in state["decisions"]]
-            alike = torch.allclose(torch.tensor(state["trace"]), torch.tensor(self.trace), rtol=1e-3)
+            alike = [*map(len, state["trace"])] == [*map(len, self.trace)] and np.allclose(
+                np.concatenate(state["trace"]), np.concatenate(self.trace), rtol=0, atol=_ROUNDING
+            )
             self.calls, self.rows = int(state["calls"]), int(state["rows"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise MechlabError("checkpoint cannot be read", path, "delete it to start anew") from error
         if not alike or state["settings"] != self.settings:
             raise MechlabError(
