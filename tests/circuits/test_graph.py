@@ -109,8 +109,10 @@ def test_mistakes_are_named() -> None:
         graph.reader("logit")
     with pytest.raises(MechlabError, match="no such edge: m2 → m1"):
         graph.mask([("m2", "m1")])
-    with pytest.raises(MechlabError, match="cannot be read"):
-        from_json("{}")
+    sizes = '{"n_layers": "2", "n_heads": 1, "n_key_value_heads": 1, "parallel": false}'
+    for text in ("{}", f'{{"shape": {sizes}, "edges": [["embed", "logits", null]]}}'):
+        with pytest.raises(MechlabError, match="cannot be read"):
+            from_json(text)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -110,6 +110,8 @@ def test_mistakes_are_named(random_module, random_task) -> None:
     forward, task = DecomposedForward(random_module("gpt2")), random_task()
     with pytest.raises(MechlabError, match="share of the gap"):
         path_search(forward, task, share=0.0)
+    with pytest.raises(MechlabError, match="most sources per reader"):
+        path_search(forward, task, most=-1)
     with pytest.raises(MechlabError, match="did you mean direct"):
         path_search(forward, task, paths="dirct")
     with pytest.raises(MechlabError, match="same in both runs"):

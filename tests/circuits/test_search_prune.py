@@ -97,3 +97,7 @@ def test_cut_reports_both_counts(how, size) -> None:
     assert found.record["how"] == how
     with pytest.raises(MechlabError, match="did you mean top"):
         cut(graph, scores, 3.0, how="topp")
+    with pytest.raises(MechlabError, match="not a number"):
+        cut(graph, scores, float("nan"))
+    with pytest.raises(MechlabError, match="not a number"):
+        cut(graph, torch.full_like(scores, torch.nan), 3.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -118,3 +120,5 @@ def test_refusals(prepared) -> None:
             patch(subject, task, **arguments)
     with pytest.raises(MechlabError, match="a0"):
         patch(subject, task, "attention").score("a9")
+    with pytest.raises(MechlabError, match="same in both runs"):
+        patch(subject, replace(task, corrupt=task.clean), "attention")

@@ -90,6 +90,8 @@ def test_refusals_say_what_to_do() -> None:
         compiled_task(model, split="tets")
     with pytest.raises(MechlabError, match="at least 1: 0"):
         compiled_task(model, 0)
+    with pytest.raises(MechlabError, match=r"split holds no sequences: test"):
+        compiled_task(compile_program(program_named("histogram")), split="test", length=1)
     with pytest.raises(MechlabError, match=r"device is not there|unknown device"):
         compiled_subject("reverse", device="cuda:99")
     with pytest.raises(MechlabError, match=r"unknown program: prportion .*proportion"):

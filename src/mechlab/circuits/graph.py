@@ -201,9 +201,9 @@ def from_json(text: str) -> tuple[Graph, Bool[Tensor, "n_sources n_readers"]]:
         fields = json.loads(text)
         graph = Graph(Shape(**fields["shape"]))
         pairs = [(str(source), str(reader)) for source, reader, _ in fields["edges"]]
+        return graph, graph.mask(pairs)
     except (ValueError, TypeError, KeyError) as error:
         raise MechlabError("circuit JSON cannot be read", error, "it needs a shape and edges") from error
-    return graph, graph.mask(pairs)
 
 
 def _any_product(

@@ -141,7 +141,8 @@ def patch(
         layers: only these; all when None.
         progress: called with (cells done, cells), counted once per batch of prompts.
 
-    Raises MechlabError for unknown names, and for layers that the model lacks.
+    Raises MechlabError for unknown names, layers that the model lacks, and a metric whose mean is the
+    same in both runs.
     """
     for given, known, kind in (
         (what, SWEEPS, "sweep"),
@@ -183,10 +184,13 @@ def patch(
         parts.append(sign * (base.metric - found))
         clean.append(pair.clean.metric)
         corrupt.append(pair.corrupt.metric)
-    return Sweep(
+    sweep = Sweep(
         what, direction, name, rows, columns,
         torch.cat(parts, 2).cpu(), torch.cat(clean).cpu(), torch.cat(corrupt).cpu(),
     )  # fmt: skip
+    if float((sweep.clean - sweep.corrupt).mean()) == 0:
+        raise MechlabError(f"mean {name} is the same in both runs", task.name, "choose another metric")
+    return sweep
 
 
 def _rows(

@@ -65,12 +65,14 @@ def path_search(
         its name and its kept [source name, effect] by falling |effect|, and ``best_left``, the
         largest |effect| not kept.
 
-    Raises MechlabError for a share not above 0, an unknown kind of path or metric, or a metric that
-    is the same in both runs.
+    Raises MechlabError for a share not above 0, ``most`` below 1, an unknown kind of path or metric, or
+    a metric that is the same in both runs.
     """
     started = time.monotonic()
     if not share > 0:
         raise MechlabError("share of the gap must be above 0", share)
+    if most is not None and most < 1:
+        raise MechlabError("most sources per reader must be at least 1", most)
     if paths not in PATHS:
         raise MechlabError("unknown kind of path", paths, near(paths, PATHS))
     name = metric or default_metric(task)
@@ -144,8 +146,7 @@ class _Full:
         masks = self._circuits(found, reader, upstream)
         total = torch.zeros(upstream, dtype=torch.float64)
         for pair, masked in zip(self.pairs, self.masked, strict=True):
-            lost = torch.stack([pair.clean.metric - pair.metric(logits) for logits in masked.logits(masks)])
-            total += lost.double().sum(1).cpu()
+            total += (pair.clean.metric - masked.metric(masks, pair)).double().sum(1).cpu()
         return (total / self.n).float()
 
 

@@ -6,6 +6,7 @@ circuit may hold fewer edges than were cut out. Both counts are reported.
 
 from __future__ import annotations
 
+import math
 from heapq import heappop, heappush
 
 import torch
@@ -92,8 +93,10 @@ def cut(
         signed: rank by the score; by its size otherwise.
         ablation: what edges outside the circuit will carry; decides which edges are idle.
 
-    Raises MechlabError for an unknown ``how``.
+    Raises MechlabError for an unknown ``how``, or scores or a size that are not numbers.
     """
+    if math.isnan(size) or bool(scores.isnan().any()):
+        raise MechlabError("size or score is not a number", size if math.isnan(size) else "scores")
     if how == "top":
         chosen = top_edges(graph, scores, int(size), signed=signed)
     elif how == "greedy":

@@ -47,6 +47,8 @@ def compiled_task(
     length = max(program.lengths) if length is None else length
     rows = sequences(program, length, 4 * n + 64, generator)
     rows = [row for row in rows if split is None or _part(row) == split]
+    if not rows:
+        raise MechlabError("split holds no sequences", split, "leave out the split")
     reads = torch.tensor(program.reads(length))
     tokens = model.encode(rows).cpu()
     with torch.no_grad():
