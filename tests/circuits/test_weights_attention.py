@@ -15,6 +15,7 @@ from mechlab.circuits.weights.attention import ATTENTION_SCORES, attention_patte
 from mechlab.circuits.weights.direct import direct_logits
 from mechlab.data.tasks import Task, make_task
 from mechlab.errors import MechlabError
+from mechlab.models.compiled import compile_program, program_named
 from mechlab.models.forward import DecomposedForward
 
 ALL = torch.arange(30)
@@ -86,6 +87,12 @@ def test_fable_s_induction_heads_find_what_came_after() -> None:
         for pattern in attention_patterns(DecomposedForward(subject.module), task.clean)
     ]
     assert torch.stack(found).max() > 0.9
+
+
+def test_chance_is_uniform_over_what_is_visible() -> None:
+    for name, expected in (("reverse", 1 / 4), ("induction", (1 / 3 + 1 / 4) / 2)):
+        forward = DecomposedForward(compile_program(program_named(name)))
+        assert attention_scores(forward, torch.arange(3), length=2).chance == pytest.approx(expected)
 
 
 def test_bad_requests_are_named(random_module: Callable[..., nn.Module]) -> None:

@@ -135,5 +135,17 @@ def test_impossible_requests_are_refused() -> None:
         channels(heads, "a0.h0", "a1.h0.z")
     with pytest.raises(MechlabError, match="no such input"):
         composition(heads, "o")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, architecture, random_module) -> None:
+    module = random_module(architecture)
+    half = random_module(architecture).to(dtype)
+    expected, found = (composition(read_heads(each), "k").scores for each in (module, half))
+    torch.testing.assert_close(found, expected, atol=0.01, rtol=0.02, equal_nan=True)
+
+
+def test_requests_for_no_path_are_refused() -> None:
+    heads = made()
     with pytest.raises(MechlabError, match="no later layer"):
         channels(heads, "a1.h0", "a1.h1.q")

@@ -152,3 +152,12 @@ def test_bad_requests_are_named(random_module: Callable[..., nn.Module]) -> None
         copying_scores(module, ALL, top=31)
     with pytest.raises(MechlabError, match="at least three"):
         successor_scores(module, [torch.tensor([1, 2])])
+    for token in (-1, 30):
+        with pytest.raises(MechlabError, match=f"not in the model's vocabulary: {token} "):
+            copying_scores(module, torch.tensor([1, token]))
+
+
+def test_half_precision(random_module: Callable[..., nn.Module]) -> None:
+    module, half = random_module("llama"), random_module("llama").to(torch.bfloat16)
+    expected, found = (eigenvalue_positivity(each).scores for each in (module, half))
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0.1)

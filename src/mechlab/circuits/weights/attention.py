@@ -95,5 +95,6 @@ def attention_scores(
     for pattern in attention_patterns(forward, prompts):
         for name, columns in keys.items():
             found[name].append(pattern[:, :, rows, columns].mean((0, 2)).cpu())
-    chance = float((1 / (rows + 1)).mean())
+    visible = rows + 1 if forward.attentions[0].causal else prompts.shape[1] + 0 * rows
+    chance = float((1 / visible).mean())
     return AttentionScores(**{name: torch.stack(layers) for name, layers in found.items()}, chance=chance)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechlab.errors import MechlabError
-from mechlab.models.weights import read_weights
+from mechlab.models.weights import at_least_single, read_weights
 
 _HEAD = re.compile(r"a(\d+)\.h(\d+)")
 
@@ -55,7 +55,7 @@ class Heads:
 
 @torch.no_grad()
 def read_heads(module: nn.Module) -> Heads:
-    """The heads of a model. Raises MechlabError as ``read_weights`` does."""
+    """The heads of a model, in single precision at least. Raises MechlabError as ``read_weights`` does."""
     attentions = read_weights(module).attentions
     n_heads = attentions[0].inputs[0].shape[0]
     parts = [
@@ -69,5 +69,6 @@ def read_heads(module: nn.Module) -> Heads:
         )
         for part in range(3)
     ]
-    output = torch.cat([attention.output for attention in attentions])
-    return Heads(len(attentions), n_heads, parts[0], parts[1], parts[2], output)
+    parts.append(torch.cat([attention.output for attention in attentions]))
+    query, key, value, output = map(at_least_single, parts)
+    return Heads(len(attentions), n_heads, query, key, value, output)

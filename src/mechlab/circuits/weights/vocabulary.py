@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from mechlab.circuits.weights.heads import Heads, read_heads
 from mechlab.errors import MechlabError
-from mechlab.models.weights import Weights, read_weights
+from mechlab.models.weights import Weights, at_least_single, read_weights
 
 _CONTROLS = 16
 _CHUNK = 4096
@@ -150,6 +150,13 @@ class _Vocabulary:
         weights = read_weights(module)
         self.heads: Heads = read_heads(module)
         self.unembed = _unembedding(weights)
+        outside = tokens[(tokens < 0) | (tokens >= self.unembed.shape[1])]
+        if len(outside):
+            raise MechlabError(
+                "token is not in the model's vocabulary",
+                int(outside[0]),
+                f"tokens are 0 … {self.unembed.shape[1] - 1}",
+            )
         self.unit = effective_embeddings(weights, tokens, embedding=embedding)
 
     @torch.no_grad()
@@ -191,7 +198,7 @@ def effective_embeddings(
         made = weights.mlps[0](weights.mlp_norms[0](x))
         made = made + x if embedding else made
         scaled, _ = weights.attentions[0].norm.scale(made)
-        found.append((made if scaled is None else scaled)[0])
+        found.append(at_least_single((made if scaled is None else scaled)[0]))
     return torch.cat(found)
 
 
@@ -200,4 +207,4 @@ def _unembedding(weights: Weights) -> Float[Tensor, "d_model d_vocab"]:
     """W_U with the final norm folded in, without biases."""
     basis = torch.eye(weights.attentions[0].output.shape[-1]).to(weights.attentions[0].output)
     matrix = weights.unembed(basis) - weights.unembed(torch.zeros_like(basis[:1]))
-    return weights.final_norm.fold(matrix[None], None)[0][0]
+    return at_least_single(weights.final_norm.fold(matrix[None], None)[0][0])
