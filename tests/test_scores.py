@@ -84,6 +84,16 @@ def test_balanced_accuracy_by_hand_and_of_a_constant() -> None:
     assert scores.score("a", always, scores.balanced_accuracy).value == 0.5
 
 
+def test_rank_correlation_by_hand() -> None:
+    one = np.array([1.0, 2.0, 30.0])
+    assert scores.rank_correlation(one, np.array([5.0, 6.0, 7.0])) == pytest.approx(1.0)
+    assert scores.rank_correlation(one, np.array([9.0, 5.0, 1.0])) == pytest.approx(-1.0)
+    # Ranks 1.5 1.5 3 and 1 2 3: covariance 1.5, norms² 1.5 and 2.
+    assert scores.rank_correlation(np.array([1.0, 1.0, 3.0]), one) == pytest.approx(1.5 / 3**0.5)
+    for left, right in ((np.ones(3), one), (one, np.ones(3)), (one[:1], one[:1]), (one[:0], one[:0])):
+        assert math.isnan(scores.rank_correlation(left, right))
+
+
 def test_wilson_by_hand() -> None:
     # Wilson 1927 as tabulated by Newcombe (1998): 81/263 -> (0.2553, 0.3662); 0/20 -> (0, 0.1611).
     assert scores.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)

@@ -226,6 +226,23 @@ def ratio(
     return value
 
 
+def rank_correlation(left: Float[np.ndarray, "item"], right: Float[np.ndarray, "item"]) -> float:
+    """Spearman's: the correlation of ranks, ties having their mean rank.
+
+    NaN where it is undefined: one side is constant, or there are fewer than two items.
+    """
+    first, second = _ranks(left), _ranks(right)
+    spread = float(np.sqrt((first**2).sum() * (second**2).sum()))
+    return float(first @ second) / spread if spread else math.nan
+
+
+def _ranks(values: Float[np.ndarray, "item"]) -> Float[np.ndarray, "item"]:
+    """Less their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return ranks - (len(values) + 1) / 2
+
+
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's interval for a binomial proportion; (0, 1) when n is 0."""
     if n == 0:

@@ -16,7 +16,6 @@ from mechlab.circuits.features.attribution_graph import attribution_graph
 from mechlab.circuits.features.influence import graph_scores, prune
 from mechlab.circuits.features.replacement import replacement_model
 from mechlab.circuits.features.suppression import (
-    rank_correlation,
     suppression_agreement,
     suppression_effects,
 )
@@ -53,19 +52,6 @@ def test_suppressing_is_splicing_without_the_latent(
             after = subject.logits(TOKENS[None])[0, -1]
         expected = (whole - after + after.mean())[[4, 11]]
         torch.testing.assert_close(effect, expected, atol=1e-4, rtol=1e-3)
-
-
-def test_rank_correlation_by_hand() -> None:
-    assert rank_correlation(torch.tensor([1.0, 2.0, 30.0]), torch.tensor([5.0, 6.0, 7.0])) == pytest.approx(
-        1.0
-    )
-    assert rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0, 5.0, 1.0])) == pytest.approx(
-        -1.0
-    )
-    # Ranks 1.5 1.5 3 and 1 2 3: covariance 1.5, norms² 1.5 and 2.
-    tied = rank_correlation(torch.tensor([1.0, 1.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]))
-    assert tied == pytest.approx(1.5 / 3**0.5)
-    assert torch.isnan(torch.tensor(rank_correlation(torch.ones(3), torch.arange(3.0))))
 
 
 def test_only_active_features_can_be_suppressed(random_module: Callable[..., nn.Module]) -> None:

@@ -27,6 +27,7 @@ from mechlab.data.tasks import Task
 from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Stage
 from mechlab.models.subject import Subject
+from mechlab.scores import rank_correlation
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class HeadPatching:
         """Spearman's correlation between attribution and an exact effect; NaN below three nodes."""
         if effect not in ("noising", "denoising"):
             raise MechlabError("unknown effect", effect, "use noising or denoising")
-        exact = [getattr(row, effect) for row in self.effects]
-        return _spearman([row.attribution for row in self.effects], exact)
+        pairs = np.array([(row.attribution, getattr(row, effect)) for row in self.effects], dtype=np.float64)
+        return rank_correlation(*pairs.T) if len(pairs) > 2 else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -171,19 +172,3 @@ def _patched(
         for place, block in zip(here, logits.view(len(here), n, *logits.shape[1:]), strict=True):
             found[place] = pair.metric(block)
     return found
-
-
-def _spearman(left: Sequence[float], right: Sequence[float]) -> float:
-    """Rank correlation with mid-ranks for ties."""
-    if len(left) < 3:
-        return float("nan")
-    first, second = _ranks(left), _ranks(right)
-    if min(float(first.std()), float(second.std())) == 0:
-        return float("nan")
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> Float[np.ndarray, "item"]:
-    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return ranks

@@ -37,7 +37,8 @@ class Agreement:
     """How well predicted effects of suppressing features agree with measured ones.
 
     Attributes:
-        rank: Spearman's rank correlation over the features of a prompt, mean over prompts.
+        rank: Spearman's rank correlation over the features of a prompt, mean over the prompts that
+            have one.
         sign: share of the features whose effect has the sign predicted.
 
     Intervals are over prompts; the null pairs predictions with the effects of other features.
@@ -54,8 +55,10 @@ def suppression_effects(
     """What the graph's logits (less the mean logit) lose in the model when each feature goes, in logits.
 
     ``total_effects`` at the rows of ``nodes`` predicts it. ``batch_size`` features run at a time.
-    Raises MechlabError for a node that is not an active feature of the prompt.
+    Raises MechlabError for a node that is not an active feature of the prompt, or a batch size below 1.
     """
+    if batch_size < 1:
+        raise MechlabError("batch size must be at least 1", batch_size)
     outputs = [node for node in graph.nodes if node.kind == "logit"]
     at, tokens = outputs[0].position, [node.index for node in outputs]
     before = _centred(replacement.logits[at])[tokens]
@@ -87,7 +90,14 @@ def suppression_agreement(
     Args:
         n_features: of each prompt the features with the largest predicted effects.
         seed: of the shuffled null and the bootstrap.
+
+    Raises MechlabError for fewer than two features, a task that reads several positions, and as
+    ``replacement_model`` does.
     """
+    if n_features < 2:
+        raise MechlabError("agreement needs at least two features", n_features)
+    if task.answers.ndim > 1:
+        raise MechlabError("task reads several positions", task.name, "use one with a single answer")
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[tuple[float, float]]] = {"rank": [], "sign": [], "rank0": [], "sign0": []}
     for prompt, right, wrong, end in zip(
@@ -103,7 +113,8 @@ def suppression_agreement(
         measured = suppression_effects(replacement, graph, graph.sources[chosen]) @ gap
         shuffled = measured[torch.randperm(len(measured), generator=generator)]
         for suffix, effects in (("", measured), ("0", shuffled)):
-            rows["rank" + suffix].append((rank_correlation(predicted[chosen], effects), 1.0))
+            rank = scores.rank_correlation(predicted[chosen].double().numpy(), effects.double().numpy())
+            rows["rank" + suffix].append((0.0, 0.0) if np.isnan(rank) else (rank, 1.0))
             same = float((predicted[chosen].sign() == effects.sign()).sum())
             rows["sign" + suffix].append((same, float(len(chosen))))
     made = {}
@@ -112,19 +123,6 @@ def suppression_agreement(
         control = scores.score(f"{title} of shuffled effects", null, scores.mean, seed=seed)
         made[name] = scores.score(title, sums, scores.mean, seed=seed, null=control)
     return Agreement(made["rank"], made["sign"])
-
-
-def rank_correlation(left: Float[Tensor, "item"], right: Float[Tensor, "item"]) -> float:
-    """Spearman's: the correlation of ranks, ties having their mean rank; NaN where one side is constant."""
-    first, second = _ranks(left), _ranks(right)
-    first, second = first - first.mean(), second - second.mean()
-    spread = float(first.norm() * second.norm())
-    return float(first @ second) / spread if spread else float("nan")
-
-
-def _ranks(values: Float[Tensor, "item"]) -> Float[Tensor, "item"]:
-    # Half of those equal to it, and all below it.
-    return (values[:, None] > values).sum(1).double() + (values[:, None] == values).sum(1) / 2
 
 
 def _centred(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
