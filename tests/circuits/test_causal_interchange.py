@@ -175,6 +175,7 @@ def test_an_aligned_place_scores_one_and_its_null_less(subject) -> None:
     ("alignment", "message"),
     [
         ({}, "aligned with no place: x"),
+        ({"x": ()}, "aligned with no place: x"),
         (
             {"x": Place("blocks.1.hook_resid_pre"), "y": Place("blocks.1.hook_resid_pre")},
             "no source prompts.*y",
@@ -188,6 +189,13 @@ def test_alignments_that_do_not_fit_are_refused(subject, alignment, message) -> 
         interchange_logits(subject("gpt2"), pairs(), alignment)
 
 
-def test_a_subspace_must_be_orthonormal() -> None:
+def test_a_subspace_must_be_orthonormal_rows_of_the_sites_size(subject) -> None:
     with pytest.raises(MechlabError, match="not orthonormal"):
         Place("blocks.1.hook_resid_pre", 0, torch.ones(2, 24))
+    with pytest.raises(MechlabError, match="another size than the site: 4"):
+        interchange_logits(subject("gpt2"), pairs(), {"x": Place("blocks.1.hook_resid_pre", 0, torch.eye(4))})
+
+
+def test_batches_below_one_are_refused(subject) -> None:
+    with pytest.raises(MechlabError, match="batch size"):
+        interchange_logits(subject("gpt2"), pairs(), {"x": Place("blocks.1.hook_resid_pre")}, batch_size=-1)

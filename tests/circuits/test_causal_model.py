@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -140,6 +141,25 @@ def test_shares_that_never_occur_are_refused() -> None:
     constant = arithmetic_problem(lambda rng: {"a": rng.randrange(50), "b": 0, "c": 1})
     with pytest.raises(MechlabError, match=r"share of changed outputs: 1\.0"):
         draw_interchanges(constant, "sum", n=4, changed=1.0)
+
+
+def test_outputs_that_only_an_interchange_gives_can_be_answers() -> None:
+    """Both digits are the same without an interchange; with one they need not be."""
+    digit = Variable("tens", ("a",), lambda a: a % 3)
+    causal = CausalModel(
+        ("a", "b"), (digit, Variable("out", ("tens", "a"), lambda tens, a: 10 * tens + a % 3)), "out"
+    )
+    problem = Problem(
+        causal,
+        lambda rng: {"a": rng.randrange(30), "b": rng.randrange(30)},
+        lambda s: [0, s["a"], s["b"]],
+        lambda value: 100 + value,
+    )
+    data = draw_interchanges(problem, "tens", n=60)
+    assert set(data.answers.tolist()) == {100 + 10 * tens + ones for tens in range(3) for ones in range(3)}
+    assert set(data.answers.tolist()) <= set(data.outputs.tolist())
+    with pytest.raises(MechlabError, match="two outputs have one token"):
+        draw_interchanges(replace(problem, token=lambda value: 7), "tens", n=60)
 
 
 def test_prompts_of_several_lengths_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from random import Random
 
@@ -62,6 +63,13 @@ def test_the_placebo_catches_a_subspace_that_is_nearly_everything(subject) -> No
     assert nearly.score.value >= 0.95
     assert nearly.placebo.value >= 0.95
     assert not nearly.holds
+
+
+def test_a_half_precision_model_can_be_searched(subject) -> None:
+    module = copy.deepcopy(subject.module).to(torch.bfloat16)
+    half = search(Subject("half", module, subject.tokenizer, site_table(module)), SAME)
+    assert half.score.value >= 0.9
+    assert half.holds
 
 
 def planted(random_module, as_subject) -> tuple[Subject, Problem, torch.Tensor]:

@@ -150,6 +150,12 @@ def test_the_whole_space_has_the_whole_effect(subject) -> None:
     assert test.row_space.value == pytest.approx(test.whole.value, abs=1e-4)
 
 
+def test_a_baseline_of_nothing_is_refused(subject) -> None:
+    model = subject()
+    with pytest.raises(MechlabError, match="at least one random subspace: 0"):
+        illusion_test(model, two_endings(model), Place(SITE, -1, torch.eye(96)[:1]), n_random=0)
+
+
 @pytest.mark.parametrize("site", ["blocks.1.mlp.hook_post", "blocks.0.attn.hook_z"])
 def test_the_map_is_what_the_module_does(architecture, subject, site) -> None:
     model = subject(architecture)

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mechlab.activations.capture import read_sites
-from mechlab.circuits.causal.interchange import Place, accuracy, exchange, interchange_logits
+from mechlab.circuits.causal.interchange import BATCH_SIZE, Place, accuracy, exchange, interchange_logits
 from mechlab.circuits.causal.problem import Interchanges, Problem, draw_interchanges
 from mechlab.errors import MechlabError
 from mechlab.interventions.edit import Function, editing
@@ -192,9 +192,13 @@ def _placebo_logits(
     rows = place.subspace
     assert rows is not None
     other = torch.linalg.qr(torch.randn(rows.shape[1], len(rows), generator=generator))[0].T.to(rows)
-    source = read_sites(subject, next(iter(data.sources.values())), [place.site])[place.site]
-    with editing(subject, place.site, matched(source, rows, other), place.position):
-        return subject.logits(data.base)[:, -1].cpu()
+    found = []
+    for first in range(0, len(data), BATCH_SIZE):
+        batch = data.rows(slice(first, first + BATCH_SIZE))
+        source = read_sites(subject, next(iter(batch.sources.values())), [place.site])[place.site]
+        with editing(subject, place.site, matched(source, rows, other), place.position):
+            found.append(subject.logits(batch.base)[:, -1].cpu())
+    return torch.cat(found)
 
 
 def matched(
@@ -203,7 +207,9 @@ def matched(
     """The exchange in ``other``, its change scaled to the length of the change in ``rows``."""
 
     def change(value: Tensor) -> Tensor:
-        gap = source - value
+        # As in ``exchange``: a model of half precision is changed in single precision.
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
+        gap = source.to(value) - value
         length = (gap @ rows.T).norm(dim=-1, keepdim=True)
         turned = gap @ other.T
         unit = turned / turned.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mechlab import scores
 from mechlab.activations.capture import read_sites
-from mechlab.circuits.causal.interchange import Place, exchange
+from mechlab.circuits.causal.interchange import Place, check_subspace, exchange
 from mechlab.circuits.metrics import default_metric, metric_named
 from mechlab.circuits.runs import BATCH_SIZE, batches
 from mechlab.data.tasks import Task
@@ -98,16 +98,15 @@ def illusion_test(
         n_random: number of random subspaces in the baseline.
 
     Raises MechlabError when the place has no subspace of the site's size, no linear map reads the
-    site, or the metric is unknown.
+    site, there is no random subspace, or the metric is unknown.
     """
     rows = place.subspace
     if rows is None:
         raise MechlabError("place has no subspace", place.site, "give Place one")
+    if n_random < 1:
+        raise MechlabError("the baseline needs at least one random subspace", n_random)
     reads, ignores = split_spaces(output_map(subject, place.site))
-    if rows.shape[1] != reads.shape[1]:
-        raise MechlabError(
-            "subspace has another size than the site", rows.shape[1], f"{place.site} has dim {reads.shape[1]}"
-        )
+    check_subspace(subject, place)
     rows = rows.detach().double().cpu()
     generator = torch.Generator().manual_seed(seed)
     drawn = [

@@ -48,6 +48,10 @@ class Place:
 
     def __post_init__(self) -> None:
         rows = self.subspace
+        if rows is not None and rows.ndim != 2:
+            raise MechlabError(
+                "subspace is not [k, dim]", list(rows.shape), "one direction is direction[None]"
+            )
         if rows is not None and not torch.allclose(
             rows @ rows.T, torch.eye(len(rows)).to(rows), atol=1e-3, rtol=0.0
         ):
@@ -66,13 +70,19 @@ def interchange_logits(
 ) -> Float[Tensor, "n d_vocab"]:
     """Logits after the base prompts while aligned places hold what they hold on the source prompts.
 
-    Sources run unedited. Raises MechlabError when a variable has no place, or a place belongs to no
-    variable of ``data``, and as ``editing`` does.
+    Sources run unedited. Raises MechlabError when a variable has no place, a place belongs to no
+    variable of ``data`` or has a subspace of another size than its site, a batch size below 1, and as
+    ``editing`` does.
     """
-    if missing := [name for name in data.sources if name not in alignment]:
-        raise MechlabError("variable is aligned with no place", missing[0], near(missing[0], alignment))
+    if batch_size < 1:
+        raise MechlabError("batch size must be at least 1", batch_size)
     if stray := [name for name in alignment if name not in data.sources]:
         raise MechlabError("no source prompts for variable", stray[0], near(stray[0], data.sources))
+    if missing := [name for name in data.sources if not alignment.get(name, ())]:
+        raise MechlabError("variable is aligned with no place", missing[0], "give it one or more")
+    for listed in alignment.values():
+        for place in (listed,) if isinstance(listed, Place) else listed:
+            check_subspace(subject, place)
     found = []
     for first in range(0, len(data), batch_size):
         batch = data.rows(slice(first, first + batch_size))
@@ -87,6 +97,15 @@ def interchange_logits(
                 stack.enter_context(editing(subject, place.site, edit, place.position))
             found.append(subject.logits(batch.base)[:, -1].cpu())
     return torch.cat(found)
+
+
+def check_subspace(subject: Subject, place: Place) -> None:
+    """MechlabError for a site that does not exist, or a subspace that has another size."""
+    dim, rows = subject.site(place.site).dim, place.subspace
+    if rows is not None and rows.shape[1] != dim:
+        raise MechlabError(
+            "subspace has another size than the site", rows.shape[1], f"{place.site} has dim {dim}"
+        )
 
 
 def exchange(

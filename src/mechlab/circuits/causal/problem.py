@@ -120,7 +120,14 @@ def draw_interchanges(
     names = (variables,) if isinstance(variables, str) else tuple(variables)
     pairs = draw_pairs(problem, names, n=n, seed=seed, split=split, changed=changed, arbitrary=arbitrary)
     output = problem.causal.output
-    outputs = sorted({problem.token(value) for value in values_of(problem, (output,))[output]})
+    # An interchange can give an output that no input gives by itself.
+    values = {
+        *values_of(problem, (output,))[output],
+        *(v for pair in pairs for v in (pair.after, pair.plain)),
+    }
+    tokens = {value: problem.token(value) for value in values}
+    if len(outputs := sorted(set(tokens.values()))) < len(tokens):
+        raise MechlabError("two outputs have one token", problem.causal.output, "give each value its own")
     return Interchanges(
         base=tokens_of(problem, [pair.base for pair in pairs]),
         sources={name: tokens_of(problem, [pair.sources[name] for pair in pairs]) for name in names},
