@@ -61,8 +61,10 @@ def attribution_graph(
 
     Every node has its value, readers their constant, logits their probability as score (a
     distribution over those chosen: they are divided by their sum). Raises MechlabError for a
-    position or token that does not exist, or no token.
+    position or token that does not exist, one given twice, no token, or a batch size below 1.
     """
+    if batch_size < 1:
+        raise MechlabError("batch size must be at least 1", batch_size)
     n_pos = len(replacement.tokens)
     if not -n_pos <= position < n_pos:
         raise MechlabError("prompt has no position", position, f"it has {n_pos} tokens")
@@ -100,9 +102,11 @@ def _tokens(replacement: Replacement, logits: Sequence[int] | None, position: in
         return likely.indices[before < _SHARE]
     if not logits:
         raise MechlabError("no output token was given", None, "leave logits out for the most likely ones")
-    for token in logits:
+    for number, token in enumerate(logits):
         if not 0 <= token < d_vocab:
             raise MechlabError("token has no logit", token, f"the vocabulary has {d_vocab}")
+        if token in logits[:number]:
+            raise MechlabError("output token is given twice", token, "give it once")
     return torch.tensor(logits, device=replacement.logits.device)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mechlab.circuits.features.effects import difference, patch_values, site_values
 from mechlab.circuits.features.graph import FeatureGraph, FeatureNode
-from mechlab.circuits.features.sites import Coded, along, read_at, run, saes_at
+from mechlab.circuits.features.sites import Coded, along, exists, read_at, run, saes_at
 from mechlab.circuits.metrics import Metric, default_metric, metric_named
 from mechlab.circuits.runs import BATCH_SIZE, batches
 from mechlab.data.tasks import Task
@@ -61,13 +61,22 @@ def feature_graph(
         ablation: "resample" or "zero", as in ``feature_effects``.
 
     One backward pass for each node and batch. Raises MechlabError for dictionaries that do not fit,
-    a node without a dictionary, and an unknown metric.
+    no nodes, a node that no dictionary or prompt has, one given twice, and unknown names.
     """
     name = metric or default_metric(task)
     measure, saes = metric_named(name), saes_at(subject, dictionaries)
+    if not nodes:
+        raise MechlabError("no node was given", None, "effects that are all zero have none")
+    seen: set[str] = set()
     for node in nodes:
         if node.site not in saes:
             raise MechlabError("no dictionary at the node's site", node.name, ", ".join(saes))
+        d_sae, n_pos = saes[node.site].d_sae, task.clean.shape[1]
+        if not exists(node, d_sae, n_pos):
+            raise MechlabError("node does not exist", node.name, f"{d_sae} latents, {n_pos} tokens")
+        if node.name in seen:
+            raise MechlabError("node is given twice", node.name, "give it once")
+        seen.add(node.name)
     order = list(saes)
     nodes = tuple(sorted(nodes, key=lambda node: order.index(node.site)))
     last = FeatureNode("logit", "logits", int(subject.module.config.num_hidden_layers))

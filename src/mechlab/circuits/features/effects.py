@@ -59,9 +59,8 @@ def feature_effects(
 
     Raises MechlabError for dictionaries that do not fit and unknown names.
     """
-    for what, name, known in (("attribution method", method, METHODS), ("ablation", ablation, PATCHES)):
-        if name not in known:
-            raise MechlabError(f"unknown {what}", name, near(name, known))
+    if method not in METHODS:
+        raise MechlabError("unknown attribution method", method, near(method, METHODS))
     if steps < 1:
         raise MechlabError("integrated gradients need at least one step", steps)
     measure = metric_named(metric or default_metric(task))
@@ -103,7 +102,12 @@ def site_values(
 def patch_values(
     subject: Subject, saes: dict[str, Sae], batch: Task, ablation: str
 ) -> dict[str, Float[Tensor, "batch pos d_model"]]:
-    """Value of each site when all its nodes are patched; for "zero" that is b_dec."""
+    """Value of each site when all its nodes are patched; for "zero" that is b_dec.
+
+    Raises MechlabError for an unknown ablation.
+    """
+    if ablation not in PATCHES:
+        raise MechlabError("unknown ablation", ablation, near(ablation, PATCHES))
     if ablation == "resample":
         return site_values(subject, saes, batch, batch.corrupt)[0]
     shape = (*batch.clean.shape, -1)

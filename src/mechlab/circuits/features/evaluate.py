@@ -75,15 +75,22 @@ def run_feature_circuits(
             their mean over the reference prompts, over positions ("mean") or by position.
         reference: prompts for means, others than the task's; of the same length by position.
 
-    One forward for each circuit and batch. Raises MechlabError for dictionaries that do not fit,
-    unknown names, and means without a reference, or over prompts of another length.
+    One forward for each circuit and batch. Raises MechlabError for dictionaries and masks that do not
+    fit, unknown names, and means without a reference, or over prompts of another length.
     """
     if ablation not in ABLATIONS:
         raise MechlabError("unknown ablation", ablation, near(ablation, ABLATIONS))
     measure, saes = metric_named(metric or default_metric(task)), saes_at(subject, dictionaries)
-    for site in {site for circuit in circuits for site in circuit}:
-        if site not in saes:
-            raise MechlabError("no dictionary at the circuit's site", site, near(site, saes))
+    for circuit in circuits:
+        for site, mask in circuit.items():
+            if site not in saes:
+                raise MechlabError("no dictionary at the circuit's site", site, near(site, saes))
+            n_pos, width = task.clean.shape[1], saes[site].d_sae + 1
+            if mask.dtype != torch.bool or tuple(mask.shape) not in ((1, width), (n_pos, width)):
+                shown = f"{str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
+                raise MechlabError(
+                    f"mask does not fit {site}", shown, f"it must be bool, [1 or {n_pos}, {width}]"
+                )
     means: dict[str, _Mean] = {}
     if ablation.startswith("mean"):
         if reference is None:
@@ -182,9 +189,15 @@ def feature_faithfulness(
         errors: what becomes of errors, in the circuit, without it and in the controls: "keep" them,
             "ablate" them, or treat them as nodes of the "circuit".
         ablation, reference: as in ``run_feature_circuits``.
+
+    Raises MechlabError for a dictionary's site that the circuit or the candidates leave out, fewer
+    candidates than the circuit has nodes, and as ``run_feature_circuits`` does.
     """
     if errors not in ERRORS:
         raise MechlabError("unknown treatment of errors", errors, near(errors, ERRORS))
+    for site in (site for placed in dictionaries for site in placed.inputs):
+        if site not in circuit or site not in candidates:
+            raise MechlabError("circuit or candidates leave out a site", site, "give masks for all")
     generator = torch.Generator().manual_seed(seed)
     latents = errors != "circuit"
     drawn = [_random(circuit, candidates, latents, generator) for _ in range(controls)]
@@ -219,6 +232,8 @@ def _random(
     size = sum(int((mask[:, :-1] if latents else mask).sum()) for mask in circuit.values())
     flat = torch.cat([mask.flatten() for mask in allowed.values()])
     at = flat.nonzero()[:, 0]
+    if len(at) < size:
+        raise MechlabError("fewer candidates than nodes in the circuit", f"{len(at)}, {size}", "allow more")
     chosen = torch.zeros_like(flat)
     chosen[at[torch.randperm(len(at), generator=generator)[:size]]] = True
     found, first = {}, 0

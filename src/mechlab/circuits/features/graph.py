@@ -159,11 +159,13 @@ def from_json(text: str) -> FeatureGraph:
         scores = torch.zeros(len(sources), len(readers))
         for row, column, score in fields["edges"]:
             scores[row, column] = score
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+        graph = FeatureGraph(nodes, sources, readers, scores)
+        _ = graph.rows, graph.columns  # looked at, so that numbers of no node are found here
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise MechlabError(
             "feature graph cannot be read", error, "it needs nodes, sources, readers and edges"
         ) from error
-    return FeatureGraph(nodes, sources, readers, scores)
+    return graph
 
 
 def _places(numbers: Tensor, count: int) -> Tensor:

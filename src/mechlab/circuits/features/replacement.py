@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechlab.activations.capture import read_sites
+from mechlab.activations.capture import check_tokens, read_sites
 from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Stage
 from mechlab.models.subject import Subject
@@ -153,10 +153,13 @@ def replacement_model(
         transcoders: dictionaries from "blocks.L.mlp.hook_in" to "blocks.L.hook_mlp_out", at most one
             for each layer, or one cross-layer transcoder; as ``load_sae`` gives them.
 
-    Raises MechlabError when a dictionary reads or writes other sites, two write to the same layer,
-    one was trained on another model or has another floating type, or its codes are not affine in
-    their input one by one.
+    Raises MechlabError when a dictionary reads or writes other sites (or layers out of order), two write
+    to the same layer, one was trained on another model or has another size or floating type, its codes
+    are not affine in their input one by one, or the prompt is empty or has a token without embedding.
     """
+    check_tokens(subject, tokens[None])
+    if not len(tokens):
+        raise MechlabError("prompt is empty", list(tokens.shape), "give at least one token")
     if not transcoders:
         raise MechlabError("no transcoder was given", None, "train one with target blocks.L.hook_mlp_out")
     forward, weights = DecomposedForward(subject.module), read_weights(subject.module)
@@ -242,11 +245,17 @@ def _by_layer(
             placed.check(subject)
         shown = f"{', '.join(placed.inputs)} → {', '.join(placed.outputs)}"
         pairs = [names.get(site, (0, ""))[1] for site in placed.inputs]
-        single = len(pairs) == 1 or isinstance(placed.sae, Clt)
+        layers = [names.get(site, (0, ""))[0] for site in placed.inputs]
+        single = len(pairs) == 1 or (isinstance(placed.sae, Clt) and layers == sorted(layers))
         if tuple(pairs) != placed.outputs or not single:
             raise MechlabError(
                 "dictionary does not stand for an MLP", shown, "mlp.hook_in to hook_mlp_out of one layer"
             )
+        for site, size in zip(
+            (*placed.inputs, *placed.outputs), (*placed.sae.in_sizes, *placed.sae.out_sizes), strict=True
+        ):
+            if size != (there := subject.site(site).dim):
+                raise MechlabError(f"dictionary has another size than {site}", size, f"the site has {there}")
         if both := taken & set(placed.outputs):
             raise MechlabError("two dictionaries write to one site", min(both), "give one for each layer")
         taken |= set(placed.outputs)
@@ -261,7 +270,7 @@ def _by_layer(
             )
         if sae.b_dec.device != subject.device:
             sae = copy.deepcopy(sae).to(subject.device)
-        yield sae, [names[site][0] for site in placed.inputs]
+        yield sae, layers
 
 
 def _features(sae: Sae, part: int, layers: list[int], x: Float[Tensor, "pos d_model"]) -> LayerFeatures:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechlab.circuits.features.graph import FeatureNode
-from mechlab.errors import MechlabError
+from mechlab.errors import MechlabError, near
 from mechlab.interventions.edit import editing
 from mechlab.models.subject import Subject
 from mechlab.sae.base import Sae
@@ -48,8 +48,9 @@ class Coded:
 def saes_at(subject: Subject, dictionaries: Sequence[Placed]) -> dict[str, Sae]:
     """Site → weights on the model's device, in the order in which the model computes the sites.
 
-    Raises MechlabError when there is none, one does not reconstruct one site, two share a site,
-    one was trained on another model, or its decoder is not linear in the codes alone.
+    Raises MechlabError when there is none, one does not reconstruct one site of the table (or one of
+    its heads), two share a site, one was trained on another model, or its decoder is not linear in
+    the codes alone.
     """
     if not dictionaries:
         raise MechlabError("no dictionary was given", None, "train one with mechlab sae train")
@@ -58,10 +59,14 @@ def saes_at(subject: Subject, dictionaries: Sequence[Placed]) -> dict[str, Sae]:
         refuse_contextual(placed.sae)
         if placed.inputs != placed.outputs or len(placed.inputs) > 1:
             shown = f"{', '.join(placed.inputs)} → {', '.join(placed.outputs)}"
-            raise MechlabError("dictionary does not reconstruct one site", shown, "use attribution_graph")
+            raise MechlabError(
+                "dictionary does not reconstruct one site", shown, "transcoders: use attribution_graph"
+            )
         if isinstance(placed, Dictionary):
             placed.check(subject)
         sae, site = placed.sae, placed.inputs[0]
+        if _whole(site) not in subject.sites:
+            raise MechlabError(f"model {subject.name} has no site", site, near(site, subject.sites))
         if type(sae).decode is not Sae.decode:
             raise MechlabError("decoder is not linear in the codes", sae.arch, "use a plain dictionary")
         if site in found:
@@ -71,7 +76,12 @@ def saes_at(subject: Subject, dictionaries: Sequence[Placed]) -> dict[str, Sae]:
             raise MechlabError(f"dictionary has another size than {site}", sae.d_in, size)
         found[site] = sae if sae.b_dec.device == subject.device else copy.deepcopy(sae).to(subject.device)
     order = list(subject.sites)
-    return {site: found[site] for site in sorted(found, key=order.index)}
+    return {site: found[site] for site in sorted(found, key=lambda site: order.index(_whole(site)))}
+
+
+def _whole(site: str) -> str:
+    """The site that a head ("blocks.0.attn.hook_z:3") is part of."""
+    return site.partition(":")[0]
 
 
 def run(
@@ -83,7 +93,8 @@ def run(
     """
 
     def changed(site: str, value: Tensor) -> Tensor:
-        return change(site, value.to(saes[site].b_dec.dtype))
+        # GPT-2 computes its position embeddings once for all prompts.
+        return change(site, value.to(saes[site].b_dec.dtype).expand(len(tokens), -1, -1))
 
     with contextlib.ExitStack() as stack:
         for site in saes:
@@ -158,6 +169,12 @@ def top_nodes(subject: Subject, effects: Nodes, n: int, *, errors: bool = True) 
     return tuple(found)
 
 
+def exists(node: FeatureNode, d_sae: int, n_pos: int) -> bool:
+    """Whether a dictionary of ``d_sae`` latents and prompts of ``n_pos`` tokens have such a node."""
+    named = node.kind == ("error" if node.index is None else "feature")
+    return named and 0 <= (node.index or 0) < d_sae and 0 <= (node.position or 0) < n_pos
+
+
 def mask_of(nodes: Sequence[FeatureNode], like: Nodes) -> dict[str, Bool[Tensor, "place node"]]:
     """True at the given nodes, in arrays of the same shapes as ``like``.
 
@@ -166,7 +183,8 @@ def mask_of(nodes: Sequence[FeatureNode], like: Nodes) -> dict[str, Bool[Tensor,
     masks = {site: torch.zeros(array.shape, dtype=torch.bool) for site, array in like.items()}
     for node in nodes:
         mask = masks.get(node.site)
-        if mask is None or (node.position is None) != (len(mask) == 1) or (node.position or 0) >= len(mask):
+        there = mask is not None and exists(node, mask.shape[1] - 1, len(mask))
+        if mask is None or not there or (node.position is None) != (len(mask) == 1):
             raise MechlabError("arrays have no such node", node.name, "use nodes of the same effects")
         mask[node.position or 0, -1 if node.index is None else node.index] = True
     return masks
