@@ -35,8 +35,11 @@ class Axes:
             return torch.einsum("sbpd,rbpd->bsr", difference, gradient)[..., None]
         if self.by_position:
             return torch.einsum("sbpd,rbpd->srp", difference, gradient)[None]
-        # einsum would make this a batch of one, which CPU libraries run at half the speed.
-        return (difference.flatten(1) @ gradient.flatten(1).T)[None, ..., None]
+        # einsum would make this a batch of one, which CPU libraries run at half the speed; and with so
+        # long an inner axis they are a third quicker when the product is wider than it is high.
+        left, right = difference.flatten(1), gradient.flatten(1)
+        found = (right @ left.T).T if len(left) > len(right) else left @ right.T
+        return found[None, ..., None]
 
     def reduce(
         self, scores: Float[Tensor, "batch source reader pos"]
