@@ -140,11 +140,14 @@ def test_a_head_that_works_against_the_answer_has_a_negative_effect(
         Rule("for", (("here", 0), ("there", 0))),
         Rule("against", (("here", 0), ("there", 0)), sign=-1.0),
     ]
+    ran = 0
     for asked in (task, replace(task, answers=task.wrong, wrong=task.answers)):
         try:
             classes = head_classes(as_subject(module), asked, rules=rules, least=0.0, through_mlps=False)
-        except MechlabError:
+        except MechlabError as error:
+            assert "does not do the task" in str(error)  # one of the two ways round
             continue
+        ran += 1
         against = [each for each in classes if each.effect.value < 0]
         assert against
         for each in classes:
@@ -152,6 +155,7 @@ def test_a_head_that_works_against_the_answer_has_a_negative_effect(
             assert each.effect.value == pytest.approx(float(exact), rel=1e-3, abs=1e-6)
             assert each.effect.low <= each.effect.value <= each.effect.high
             assert each.label != ("for" if exact < 0 else "against")
+    assert ran == 1
 
 
 def test_rules_go_by_the_task_s_name(ioi: Task) -> None:
@@ -167,3 +171,12 @@ def test_impossible_requests_are_refused(subject: Subject, ioi: Task) -> None:
     swapped = replace(ioi, answers=ioi.wrong, wrong=ioi.answers)
     with pytest.raises(MechlabError, match="does not do the task ioi"):
         head_classes(subject, swapped)
+    first = Rule("first", (("end", 0), ("IO", 0)))
+    for rule, said in (
+        (Rule("x", (("end", 0), ("end", 1))), "outside the prompt: end"),
+        (Rule("x", (("end", 0), ("IO", -20))), "outside the prompt: IO"),
+        (Rule("x", first.attends, "second", "q"), "no earlier rule labels: second"),
+        (Rule("x", first.attends, "first", "qx"), "no such inputs: qx"),
+    ):
+        with pytest.raises(MechlabError, match=said):
+            head_classes(subject, ioi, rules=[first, rule])

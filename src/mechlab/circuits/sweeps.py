@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 SWEEPS = ("layers", "attention", "heads", "mlps", "qkv")
 BY = ("all", "position", "name")
-_CELLS = 16
+# Cells that run together. Every query, key or value among them costs a stream for every cell.
+_CELLS, _CELLS_OF_READERS = 16, 4
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,9 @@ def patch(
         found = base.metric.new_empty(len(rows), len(columns), len(pair.task))
         for layer in sorted({cell.layer for cell in cells}):
             here = [cell for cell in cells if cell.layer == layer]
-            for first in range(0, len(here), _CELLS):
-                some = here[first : first + _CELLS]
+            size = _CELLS_OF_READERS if what == "qkv" and len(columns) == 1 else _CELLS
+            for first in range(0, len(here), size):
+                some = here[first : first + size]
                 where = [_positions(pair.task, columns[cell.column], by) for cell in some]
                 values = _patched(forward, pair, base, other, what, some, where)
                 for cell, value in zip(some, values, strict=True):

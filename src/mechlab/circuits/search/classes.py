@@ -143,14 +143,11 @@ def head_classes(
             that carry what the corrupt prompts change.
         seed: of the bootstrap and of the random heads.
 
-    Raises MechlabError for a task without rules, positions that it lacks, or a model that does not do it.
+    Raises MechlabError for a task without rules, positions that it lacks, rules that make no sense, or a
+    model that does not do the task.
     """
     rules = rules_for(task) if rules is None else rules
-    missing = {name for rule in rules for name, _ in rule.attends} - set(task.positions)
-    if missing or task.positions["end"].ndim != 1:
-        raise MechlabError(
-            "task lacks positions that the rules name", sorted(missing) or "one end", "give other rules"
-        )
+    _require_fitting(rules, task)
     forward = DecomposedForward(subject.module)
     graph = Graph(forward.shape)
     none = torch.zeros(0, *graph.real.shape, dtype=torch.bool)
@@ -209,6 +206,25 @@ def head_classes(
             else:
                 others.setdefault(heads[row], replace(found, label=None))
     return (*labelled.values(), *(each for head, each in others.items() if head not in labelled))
+
+
+def _require_fitting(rules: Sequence[Rule], task: Task) -> None:
+    missing = {name for rule in rules for name, _ in rule.attends} - set(task.positions)
+    if missing or task.positions["end"].ndim != 1:
+        raise MechlabError(
+            "task lacks positions that the rules name", sorted(missing) or "one end", "give other rules"
+        )
+    for number, rule in enumerate(rules):
+        for name, after in rule.attends:
+            places = task.positions[name] + after
+            if int(places.min()) < 0 or int(places.max()) >= task.clean.shape[1]:
+                raise MechlabError(
+                    f"rule {rule.label} attends to a place outside the prompt", f"{name} + {after}"
+                )
+        if rule.of is not None and rule.of not in {earlier.label for earlier in rules[:number]}:
+            raise MechlabError(f"rule {rule.label} is about heads that no earlier rule labels", rule.of)
+        if rule.of is not None and not (rule.parts and set(rule.parts) <= set("qkv")):
+            raise MechlabError(f"rule {rule.label} has no such inputs", rule.parts, "use some of q, k and v")
 
 
 def _receivers(rule: Rule, labelled: dict[str, HeadClass], shape: Shape) -> tuple[str, ...]:
