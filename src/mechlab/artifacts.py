@@ -251,16 +251,22 @@ def _prepare(path: Path, work: Path, plan: Manifest, overwrite: bool) -> Artifac
         if not overwrite:
             raise
         _clear(work)  # what is there is damaged; it is to be made again
-    if not overwrite and not all(_is_ours(entry) for entry in path.iterdir()):
-        raise MechlabError(
-            "output directory is not empty and holds no artifact", path, "choose another --out or empty it"
-        )
+    if not overwrite:
+        refuse_foreign(path)
     if not _has_plan(work, plan):
         if not overwrite and {entry.name for entry in work.iterdir()} > {_LOCK, _PLAN}:
             _refuse_difference(path, _read_plan(work / _PLAN), plan, "the unfinished ")
         _clear(work)
         write_atomic(work / _PLAN, plan._plan())
     return None
+
+
+def refuse_foreign(path: Path) -> None:
+    """MechlabError when a directory that is there holds files of somebody else."""
+    if path.is_dir() and not all(_is_ours(entry) for entry in path.iterdir()):
+        raise MechlabError(
+            "output directory is not empty and holds no artifact", path, "choose another --out or empty it"
+        )
 
 
 def _leave_no_litter(path: Path, work: Path) -> None:

@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mechlab.circuits.ablation import Ablation
+from mechlab.circuits.attribution import METHODS, backward, clean, edge_scores, edges, integrated
 from mechlab.circuits.circuit import Circuit, task_fingerprint
 from mechlab.circuits.evaluate import run_circuits
-from mechlab.circuits.find import find_circuit, require_task, size_grid, top_edges
+from mechlab.circuits.find import find_circuit, passes, require_task, size_grid, top_edges
 from mechlab.circuits.graph import Graph
+from mechlab.circuits.search.sought import Sought
 from mechlab.data.tasks import make_task
 from mechlab.errors import MechlabError
 from mechlab.models.forward import DecomposedForward, Shape
@@ -114,6 +117,54 @@ def test_mistakes_are_named(job) -> None:
     with pytest.raises(MechlabError, match="does not do the task random"):
         require_task(subject, replace(train, answers=train.wrong, wrong=train.answers))
     require_task(subject, train)
+
+
+@pytest.mark.parametrize("kind", ["resample", "zero"])
+@pytest.mark.parametrize("method", METHODS)
+def test_passes_are_counted(method, kind, random_module, random_task, monkeypatch) -> None:
+    """Rows run forward and walked back, over the rows of one batch."""
+    forward, task = DecomposedForward(random_module("gpt2")), random_task(0, n=4)
+    rows = []
+
+    def run(self, tokens=None, **words):
+        rows.append(len(words["x"] if tokens is None else tokens))
+        return plain_run(self, tokens, **words)
+
+    def walk(forward, run, total, **words):
+        rows.append(len(run.logits))
+        return plain_walk(forward, run, total, **words)
+
+    plain_run, plain_walk = DecomposedForward.run, backward.walk_back
+    monkeypatch.setattr(DecomposedForward, "run", run)
+    for module in (edges, integrated, clean):
+        monkeypatch.setattr(module, "walk_back", walk)
+    Sought(forward, task, "logit_difference", Ablation(kind), 3).scores(method)
+    assert sum(rows) == passes(method, 3, forward.shape, kind) * len(task)
+
+
+def test_activation_times_gradient_is_not_attribution_patching(job) -> None:
+    found = {
+        method: find_circuit(*job, method=method, top=20, controls=0, checked=1).scores
+        for method in ("atp", "act-grad")
+    }
+    assert not torch.allclose(found["atp"], found["act-grad"], rtol=0.1)
+    plain = edge_scores(DecomposedForward(job[0].module), job[1], method="act-grad")
+    torch.testing.assert_close(found["act-grad"], plain)
+
+
+@pytest.mark.parametrize("method", ["eap", "atp", "atp*", "act-grad", "hisp"])
+def test_a_flat_metric_is_refused(method, job) -> None:
+    for metric in ("negative_kl", "negative_l2"):
+        with pytest.raises(MechlabError, match=f"{metric} is flat on the clean run"):
+            find_circuit(*job, method=method, metric=metric)
+
+
+def test_sizes_that_are_none(job) -> None:
+    for threshold in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(MechlabError, match="threshold must be a finite number"):
+            find_circuit(*job, threshold=threshold)
+    with pytest.raises(MechlabError, match="number of controls must be at least 0: -1"):
+        find_circuit(*job, controls=-1)
 
 
 @needs_fable

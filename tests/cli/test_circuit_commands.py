@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from mechlab.artifacts import writing
 from mechlab.circuits.circuit import Circuit
 from mechlab.cli.main import main
 from mechlab.models.subject import bundled_path
@@ -146,4 +148,75 @@ def test_mistakes(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "holds a circuit with another top: 30, not 9" in line
     line = refused(capsys, "circuit", "eval", found, "--ablation", "mean", "--split", "train")
     assert "constants of the ablation come from the train split" in line
+    for words in (("--threshold", "nan"), ("--threshold", "-1"), ("--controls", "-1", "--top", "9")):
+        assert "must be" in refused(capsys, "circuit", "find", *words, *out)
+    line = refused(capsys, "circuit", "find", "--method", "eap", "--metric", "negative_kl", *SMALL, *out)
+    assert "negative_kl is flat on the clean run, where eap takes its gradient (use eap-ig" in line
     assert not (tmp_path / "x").exists()
+    for words in (("--prompts", "0"), ("--controls", "-1"), ("--stability", "1"), ("--stability", "-1")):
+        assert "at least" in refused(capsys, "circuit", "eval", found, *words)
+
+
+def test_out_is_refused_before_the_work(
+    found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("mine")
+    (tmp_path / "c.svg").mkdir()
+    places = {
+        tmp_path / "file": "not a directory",
+        tmp_path / "file" / "x": "not a directory",
+        tmp_path / "foreign": "holds no artifact",
+        Path("/proc/x"): "cannot be made",
+    }
+    for place, why in places.items():
+        assert run("circuit", "find", "--top", "9", *SMALL, "--out", place) == 2
+        (line,) = capsys.readouterr().err.splitlines()  # no line of progress before it
+        assert why in line
+    files = {tmp_path / "c.svg": "is a directory", tmp_path / "file" / "c.html": "not a directory"}
+    for place, why in {**files, Path("/proc/c.html"): "cannot write here"}.items():
+        assert why in refused(capsys, "circuit", "show", found, "--out", place)
+        if place.suffix == ".html":
+            assert run("circuit", "patch", "--prompts", "4", "--out", place) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert why in line
+    assert run("circuit", "find", "--task", "nonsense", "--out", tmp_path / "new" / "one") == 2
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["c.svg", "file", "foreign"]
+    assert [each.name for each in (tmp_path / "foreign").iterdir()] == ["notes.txt"]
+
+
+def test_constants_are_not_scored_on_the_prompts_they_come_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mean"
+    words = ("--method", "eap", "--ablation", "mean", "--top", "30", *SMALL, "--out", out)
+    assert run("circuit", "find", *words) == 0
+    line = refused(capsys, "circuit", "eval", out, "--split", "train", "--no-knockouts")
+    assert "constants of the ablation come from the train split" in line
+    words = ("circuit", "eval", out, "--controls", "1", "--no-knockouts")
+    assert run(*words, "--ablation", "zero", "--split", "train") == 0
+    other = said(capsys, *words, "--task", "agreement")["differences"]
+    assert "constants of the ablation are those of the task it was found with" in other
+
+
+def test_a_model_of_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("circuit", "find", "--top", "30", *SMALL, "--dtype", "bfloat16", "--out", tmp_path / "half")
+    payload = said(capsys, *words)
+    assert payload["evaluation"]["faithfulness"]["value"] > 0.5
+
+
+def test_damaged_circuits(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("circuit.json", "circuit.safetensors", "manifest.json"):
+        copy = Path(shutil.copytree(found, tmp_path / name))
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content[: len(content) // 2])
+        line = refused(capsys, "circuit", "show", copy)
+        assert "cut short" in line or "cannot be read" in line
+    # Whole by its checksums, but not what this version writes.
+    old = tmp_path / "old"
+    with writing(old, "circuit", config={"settings": {}}, seed=0, inputs={}) as writer:
+        for name in ("circuit.json", "circuit.safetensors"):
+            shutil.copy(found / name, writer.work / name)
+        writer.commit(["circuit.json", "circuit.safetensors"])
+    assert "circuit cannot be read" in refused(capsys, "circuit", "show", old)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from jaxtyping import Bool, Float
@@ -151,6 +152,14 @@ class Circuit:
             raise MechlabError(
                 "circuit was written by an older version", path, "find it again with --overwrite"
             )
+        try:
+            return cls._read(artifact)
+        except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+            raise MechlabError("circuit cannot be read", path, "find it again with --overwrite") from error
+
+    @classmethod
+    def _read(cls, artifact: Artifact) -> Circuit:
+        manifest = artifact.manifest
         tensors = safetensors.torch.load_file(artifact.file(_TENSORS))
         record = json.loads(artifact.file(_RECORD).read_text())
         fields: dict[str, Any] = {name: manifest.config[name] for name in _CONFIG}

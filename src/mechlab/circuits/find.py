@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechlab.circuits.ablation import Ablation, make_ablation, require_apart
-from mechlab.circuits.attribution import gradient_points
+from mechlab.circuits.attribution import METHODS, gradient_points
 from mechlab.circuits.circuit import Circuit, SizePoint, task_fingerprint
 from mechlab.circuits.evaluate import run_circuits
-from mechlab.circuits.evaluation.judge import evaluate_mask
+from mechlab.circuits.evaluation.judge import evaluate_mask, require_controls
 from mechlab.circuits.evaluation.stability import resampled, stability
 from mechlab.circuits.graph import Graph
 from mechlab.circuits.metrics import default_metric, metric_named
@@ -32,15 +32,34 @@ from mechlab.circuits.search.prune import edges_above, top_edges
 from mechlab.circuits.search.sought import SEARCHES, Progress, Sought, asked
 from mechlab.data.tasks import Task
 from mechlab.errors import MechlabError
-from mechlab.models.forward import DecomposedForward
+from mechlab.models.forward import DecomposedForward, Shape
 from mechlab.models.subject import Subject
 from mechlab.scores import Score
+
+# Largest, and flat, at the clean run: a gradient there is rounding, and so is a ranking by it.
+AGREEMENT = ("negative_kl", "negative_l2")
+_FLAT = "use eap-ig, or a metric of the task"
 
 
 def size_grid(n_edges: int, points: int = 20) -> tuple[int, ...]:
     """Circuit sizes to try: geometric from 1 to all edges."""
     ratios = torch.linspace(0, 1, points, dtype=torch.float64)
     return tuple(sorted({round(n_edges ** float(ratio)) for ratio in ratios}))
+
+
+def passes(method: str, steps: int, shape: Shape, ablation: str = "resample") -> int:
+    """How often an attribution method runs a batch through the model, forward and backward.
+
+    All but "ifr" run both prompts. A gradient takes a forward as well as a backward, unless it is
+    taken on one of those runs (under resample ablation); "eap-ig-activations" takes them for every source,
+    "atp*" a backward for every layer that it holds.
+    """
+    if method == "ifr":
+        return 1
+    ends = (0.0, 1.0) if ablation == "resample" and method != "act-grad" else ()
+    forwards = sum(point not in ends for point in gradient_points(method, steps))
+    backwards = shape.n_layers if method == "atp*" else len(gradient_points(method, steps))
+    return 2 + (forwards + backwards) * (shape.n_sources if method == "eap-ig-activations" else 1)
 
 
 def find_circuit(
@@ -84,13 +103,17 @@ def find_circuit(
         controls: how many random circuits make up the null.
         progress: called with (steps done, steps).
 
-    Raises MechlabError for bad settings, prompts in two sets, or a model that does not do the
+    Raises MechlabError for bad settings, prompts in two sets, a gradient on the clean run of a metric that
+    is flat there (agreement with the model), or a model that does not do the
     task (its mean metric is no higher on clean prompts than under the ablation of all edges).
     """
     _check(task_train, task_test)
     settings = asked(method, target, top, threshold, steps)
+    require_controls(controls)
     name = metric or default_metric(task_train)
     metric_named(name)
+    if name in AGREEMENT and method in METHODS and METHODS[method].gradient.startswith("clean run"):
+        raise MechlabError(f"{name} is flat on the clean run, where {method} takes its gradient", None, _FLAT)
     forward = DecomposedForward(subject.module)
     made = make_ablation(forward, ablation, reference, batch_size=batch_size)
     if made.constant is not None and reference is not None:
@@ -120,7 +143,8 @@ def find_circuit(
             for n, mask, value in zip(tried, masks, _faithfulness(sought, masks, empty, gap), strict=True)
         )
         chosen = _smallest(curve, settings["target"]) if wanted is None else tried.index(wanted)
-        calls, seconds = 2 + len(gradient_points(method, settings["steps"] or 1)), time.monotonic() - started
+        calls = passes(method, settings["steps"] or 1, forward.shape, ablation)
+        seconds = time.monotonic() - started
         found = Found(method, masks[chosen], scores, tried[chosen], calls, len(masks), seconds, {})
     report(steps_of_search + 1, steps_of_search + 3)
     fingerprint = subject.fingerprint

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from mechlab.cli.outcome import Outcome
+from mechlab.cli.outputs import require_directory, require_file, write_file
 from mechlab.cli.parse import parse
 from mechlab.cli.progress import Reporter
 from mechlab.cli.score_table import score_table
 from mechlab.errors import MechlabError
-from mechlab.files import write_atomic
 from mechlab.settings import Settings
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def find(words: list[str], program: str) -> Outcome:
     settings |= {"model": config.model, "prompts": config.prompts}
     if config.label_heads:
         settings["label_heads"] = True
+    require_directory(config.out)
     there = None if config.overwrite else _there(config, settings, subject.fingerprint)
     if there is not None:
         return _outcome(there, config.out)
@@ -134,10 +135,11 @@ def find(words: list[str], program: str) -> Outcome:
 
 def _there(config: CircuitFindConfig, settings: dict[str, Any], model: str) -> Circuit | None:
     """The circuit at --out when it is the one wanted. MechlabError when it is another: before the search."""
-    from mechlab.artifacts import exists
+    from mechlab.artifacts import exists, refuse_foreign
     from mechlab.circuits.circuit import Circuit
 
     if not exists(config.out):
+        refuse_foreign(config.out)
         return None
     there = Circuit.load(config.out)
     sides = {
@@ -187,17 +189,15 @@ def show(words: list[str], program: str) -> Outcome:
         more = len(edges) - len(lines)
         lines += [f"… and {more:,} more (--edges, --out FILE)"] if more > 0 else []
         return Outcome(payload, "\n".join([_text(found), *lines]))
+    require_file(config.out, (".svg", ".html", ".json"))
     classes = node_classes(found)
     if config.out.suffix == ".svg":
         text = circuit_svg(found, classes)
     elif config.out.suffix == ".html":
         text = circuit_page(found, classes)
-    elif config.out.suffix == ".json":
-        text = found.graph.to_json(found.mask, found.scores)
     else:
-        raise MechlabError("no known ending of a file", config.out, "use .svg, .html or .json")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(config.out, text)
+        text = found.graph.to_json(found.mask, found.scores)
+    write_file(config.out, text)
     return Outcome(payload, f"{config.out}: {found.n_edges} edges")
 
 

@@ -87,19 +87,22 @@ def evaluate(words: list[str], program: str) -> Outcome:
     from mechlab.data.tasks import make_task
     from mechlab.models.subject import load_model
 
+    if config.stability != 0 and config.stability < 2:
+        raise MechlabError("stability needs at least two circuits", config.stability, "raise --stability")
     circuit = Circuit.load(config.circuit)
     subject = load_model(
         config.model or circuit.settings.get("model", "fable"), dtype=config.dtype, device=config.device,
         revision=config.revision, trust_remote_code=config.trust_remote_code,
     )  # fmt: skip
     seed = circuit.seed if config.seed is None else config.seed
-    n = config.prompts or circuit.settings.get("prompts", circuit.faithfulness.n)
+    own = circuit.settings.get("prompts", circuit.faithfulness.n)
+    n = own if config.prompts is None else config.prompts
 
     def task(split: str) -> Any:
         return make_task(config.task or circuit.task, subject.tokenizer, n=n, seed=seed, split=split)
 
     needs = config.ablation not in (None, circuit.ablation.kind, *WITHOUT_REFERENCE)
-    if config.split == "train" and needs:
+    if config.split == "train" and (config.ablation or circuit.ablation.kind) not in WITHOUT_REFERENCE:
         raise MechlabError(
             "constants of the ablation come from the train split", config.split, "score another"
         )
@@ -125,7 +128,7 @@ def evaluate(words: list[str], program: str) -> Outcome:
             stable = find_again(
                 subject,
                 circuit,
-                task("validation"),
+                make_task(circuit.task, subject.tokenizer, n=own, seed=circuit.seed, split="validation"),
                 times=config.stability,
                 seed=seed,
                 progress=lambda done, total: reporter("stability", done, total, {}),

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from mechlab.cli.outcome import Outcome
+from mechlab.cli.outputs import require_file, write_file
 from mechlab.cli.parse import parse
 from mechlab.cli.progress import Reporter
 from mechlab.cli.score_table import drawn
-from mechlab.errors import MechlabError
-from mechlab.files import write_atomic
 from mechlab.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,8 +66,8 @@ def patch(words: list[str], program: str) -> Outcome:
     from mechlab.data.tasks import make_task
     from mechlab.models.subject import load_model
 
-    if config.out is not None and config.out.suffix not in (".html", ".json"):
-        raise MechlabError("no known ending of a file", config.out, "use .html or .json")
+    if config.out is not None:
+        require_file(config.out, (".html", ".json"))
     subject = load_model(
         config.model, dtype=config.dtype, device=config.device, revision=config.revision,
         trust_remote_code=config.trust_remote_code,
@@ -88,9 +87,8 @@ def patch(words: list[str], program: str) -> Outcome:
     text = _text(found, task.name)
     if config.out is not None:
         figure = found.figure()
-        config.out.parent.mkdir(parents=True, exist_ok=True)
         html = config.out.suffix == ".html"
-        write_atomic(config.out, figure.to_html(include_plotlyjs=True) if html else figure.to_json())
+        write_file(config.out, figure.to_html(include_plotlyjs=True) if html else figure.to_json())
         text += f"\n{config.out}"
     return Outcome(payload, text)
 

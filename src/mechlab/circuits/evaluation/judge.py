@@ -58,8 +58,9 @@ def evaluate_mask(
         model: fingerprint to record.
         controls: random circuits of equal size for the nulls.
 
-    Raises MechlabError for an unknown metric.
+    Raises MechlabError for an unknown metric, or fewer than no controls.
     """
+    require_controls(controls)
     graph = Graph(forward.shape)
     mask = mask.cpu() & graph.real
     masks = torch.cat([mask[None], random_circuits(graph, int(mask.sum()), controls, seed)])
@@ -202,7 +203,9 @@ def _run(
         # Of all edges ablated by resampling, the corrupt run is the exact outcome.
         empty = pair.corrupt.logits if ablation.kind == "resample" else masked.logits(none)[0]
         ends = ([len(masks), len(masks) + 1], torch.stack([pair.clean.logits, empty]))
-        here = {name: empty.new_empty(len(masks) + 2, len(pair.task)) for name in metrics}
+        # Metrics of half-precision logits are in single precision.
+        dtype = torch.promote_types(empty.dtype, torch.float32)
+        here = {name: empty.new_empty(len(masks) + 2, len(pair.task), dtype=dtype) for name in metrics}
         for rows, logits in chain(masked.runs(masks), [ends]):
             for name, values in here.items():
                 measure = metric_named(name)
@@ -211,6 +214,12 @@ def _run(
             found[name].append(values.cpu())
     joined = {name: torch.cat(rows, 1) for name, rows in found.items()}
     return {name: (values[:-2], values[-2], values[-1]) for name, values in joined.items()}
+
+
+def require_controls(controls: int) -> None:
+    """MechlabError for a number of random circuits that is none."""
+    if controls < 0:
+        raise MechlabError("number of controls must be at least 0", controls)
 
 
 def differences(circuit: Circuit, scored: Evaluation) -> tuple[str, ...]:
@@ -228,6 +237,11 @@ def differences(circuit: Circuit, scored: Evaluation) -> tuple[str, ...]:
         named.append("scored on other prompts than those held out when it was found")
     if scored.model != circuit.model:
         named.append("scored on another model than it was found in")
+    if circuit.ablation.constant is not None and scored.ablation == circuit.ablation.kind:
+        of = [] if scored.model == circuit.model else ["model"]
+        of += [] if scored.task == circuit.task else ["task"]
+        if of:
+            named.append(f"constants of the ablation are those of the {' and '.join(of)} it was found with")
     return tuple(named)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,13 +56,16 @@ class Sought:
         return 1 if self.steps is None else self.steps
 
     def scores(self, method: str) -> Float[Tensor, "n_sources n_readers"]:
-        """Scores of all edges by an attribution method."""
+        """Scores of all edges by an attribution method.
+
+        "act-grad" takes activations as they are, not their distance from the ablation, which is "atp".
+        """
         return edge_scores(
             self.forward,
             self.task,
             method=method,
             steps=self._steps,
-            ablation=self.ablation,
+            ablation=None if method == "act-grad" else self.ablation,
             metric=self.metric,
             batch_size=self.batch_size,
         )
@@ -118,6 +122,8 @@ def asked(
         raise MechlabError("target faithfulness must be above 0 and at most 1", target)
     if top is not None and top < 1:
         raise MechlabError("a circuit needs at least one edge", top)
+    if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
+        raise MechlabError("threshold must be a finite number of at least 0", threshold)
     if not given:
         sizes["target"] = TARGET
     if method not in STEPS and steps is not None:
