@@ -6,6 +6,7 @@ import pytest
 import torch
 from reading import difference
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from mechlab.circuits.ablation import make_ablation
 from mechlab.circuits.attribution import (
@@ -129,6 +130,16 @@ def test_star_groups_queries_of_a_shared_key(random_module, random_task) -> None
     plain = node_attribution(forward, task).readers[rows]
     star = node_attribution(forward, task, method="atp*").readers[rows]
     torch.testing.assert_close(star, plain.abs(), rtol=1e-3, atol=1e-12)
+
+
+def test_star_of_a_single_layer(random_task) -> None:
+    """No other layer to hold: sources have their plain |scores|, not nothing."""
+    config = GPT2Config(n_embd=24, n_layer=1, n_head=4, vocab_size=30, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    forward, task = DecomposedForward(GPT2LMHeadModel(config).eval()), random_task(1, n=1)
+    star = node_attribution(forward, task, method="atp*")
+    assert (star.sources > 0).all()
+    torch.testing.assert_close(star.sources, node_attribution(forward, task).sources.abs())
 
 
 def test_edges_have_the_score_of_their_weaker_end(random_module) -> None:

@@ -39,8 +39,10 @@ def star_scores(clean: CleanRun) -> Float[Tensor, "node batch"]:
             layer_of[stage.writes] = stage.layer
             layer_of[shape.n_sources :][stage.readers] = stage.layer
     total, counts = torch.zeros(()), torch.zeros(len(layer_of))
-    for layer in range(shape.n_layers):
-        scores = clean.scores(held=layer, retain=layer < shape.n_layers - 1, attention=attention).abs()
+    # With one layer there is no other to hold, so nothing is.
+    layers = list(range(shape.n_layers)) if shape.n_layers > 1 else [shape.n_layers]
+    for layer in layers:
+        scores = clean.scores(held=layer, retain=layer != layers[-1], attention=attention).abs()
         elsewhere = layer_of != layer
         total = total.to(scores) + scores * elsewhere[:, None].to(scores)
         counts += elsewhere
