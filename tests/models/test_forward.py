@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from mechlab.errors import MechlabError
-from mechlab.models.forward import DecomposedForward, Stage
+from mechlab.models.forward import DecomposedForward, Stage, gathered, scattered
 from mechlab.models.weights import Attention, NoNorm, Weights
 
 SHARED = Path(os.environ.get("MECHLAB_TEST_DATA", Path(__file__).parents[3] / "shared"))
@@ -249,3 +249,23 @@ def test_logits_equal_the_module_on_cuda() -> None:
     torch.testing.assert_close(
         DecomposedForward(module).run(tokens).logits, module(tokens).logits, atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("positions", [[5, 2, 0, 4], [[1, 5, 5], [0, 2, 3], [4, 4, 4], [5, 0, 1]]])
+def test_narrow_runs_give_the_same_logits(name: str, positions: list) -> None:
+    forward, tokens, ends = DecomposedForward(random_model(name)), prompts(n=4), torch.tensor(positions)
+    wide = forward.run(tokens, positions=ends, trace=True)
+    narrow = forward.run(tokens, positions=ends, trace=True, narrow=True)
+    torch.testing.assert_close(narrow.logits, wide.logits, atol=1e-5, rtol=1e-5)
+    reads = ends.view(4, -1).shape[1]
+    assert [trace.x.shape[1] for trace in narrow.traces[-3:]] == [tokens.shape[1], reads, reads]
+    assert [trace.positions is None for trace in narrow.traces[-3:]] == [True, False, False]
+
+
+def test_scattered_is_the_transpose_of_gathered() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3, 5, 4, generator=generator), torch.randn(3, 2, 4, generator=generator)
+    positions = torch.tensor([[0, 4], [2, 2], [3, 1]])
+    there = (gathered(x, positions) * y).sum()
+    torch.testing.assert_close(there, (x * scattered(y, positions, 5)).sum())

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -31,72 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mechlab.errors import MechlabError
-from mechlab.models.weights import AnyNorm, Attention, read_weights, require_fitting
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the pass.
-
-    Attributes:
-        kind: "embed", "attention", "mlp" or "logits".
-        layer: the layer it belongs to; 0 for "embed", n_layers for "logits".
-        readers: its columns among all readers (attention: queries, then keys, then values).
-        writes: the sources it adds to the stream.
-        upstream: sources ``0 … upstream-1`` are in the stream that its readers read.
-    """
-
-    kind: str
-    layer: int
-    readers: slice
-    writes: slice
-    upstream: int
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How many sources and readers a model has, and in which order they act.
-
-    Sources: embed, then per layer its heads and its MLP. Readers: per layer ``n_heads``
-    queries, ``n_key_value_heads`` keys, as many values, and the MLP; at the end the logits.
-    With ``parallel`` blocks (GPT-NeoX) the MLP reads the stream that entered the layer.
-    """
-
-    n_layers: int
-    n_heads: int
-    n_key_value_heads: int
-    parallel: bool
-
-    @property
-    def n_sources(self) -> int:
-        return 1 + self.n_layers * (self.n_heads + 1)
-
-    @property
-    def n_readers(self) -> int:
-        return 1 + self.n_layers * self.readers_per_layer
-
-    @property
-    def readers_per_layer(self) -> int:
-        return self.n_heads + 2 * self.n_key_value_heads + 1
-
-    @cached_property
-    def stages(self) -> tuple[Stage, ...]:
-        """Every stage in the order of execution."""
-        none, found = slice(0, 0), [Stage("embed", 0, slice(0, 0), slice(0, 1), 0)]
-        for layer in range(self.n_layers):
-            first = 1 + layer * (self.n_heads + 1)
-            mlp = first + self.n_heads
-            column = layer * self.readers_per_layer
-            end = column + self.readers_per_layer
-            found += [
-                Stage("attention", layer, slice(column, end - 1), slice(first, mlp), first),
-                Stage(
-                    "mlp", layer, slice(end - 1, end), slice(mlp, mlp + 1), first if self.parallel else mlp
-                ),
-            ]
-        last = self.n_readers - 1
-        found.append(Stage("logits", self.n_layers, slice(last, last + 1), none, self.n_sources))
-        return tuple(found)
+from mechlab.models.shape import Shape as Shape
+from mechlab.models.shape import Stage as Stage
+from mechlab.models.weights import AnyNorm, Attention, read_weights, require_fitting, rotate
 
 
 @dataclass(frozen=True)
@@ -108,6 +44,7 @@ class Trace:
         x: the stream before the norm.
         parts: what the gradient is taken at: (q, k, v) before rotation, each
             ``[batch, pos, heads, d_head]``, or the normalised stream of the MLP or logits.
+        positions: where ``x`` is, when not at every position.
         wrote: what the stage's sources are made from: every head's mixed values before W_O
             ``[batch, pos, heads, d_head]``, the MLP's output; None for the logits.
     """
@@ -116,6 +53,7 @@ class Trace:
     x: Float[Tensor, "batch pos d_model"]
     parts: tuple[Tensor, ...]
     wrote: Tensor | None
+    positions: Int[Tensor, "batch read"] | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +144,7 @@ class DecomposedForward:
         keep: bool = False,
         trace: bool = False,
         leaves: bool = False,
+        narrow: bool = False,
     ) -> Run:
         """Run the model, or the layers ``start`` to ``stop`` of it.
 
@@ -226,6 +165,7 @@ class DecomposedForward:
             trace: record what gradients of reader inputs need; not together with per-reader streams.
             leaves: what the stages' readers make of the stream starts a graph of its own, which ends at
                 what the stage writes: a backward pass stage by stage needs no other.
+            narrow: after the last layer's attention, run only the ``positions``; nothing later is read.
 
         Raises:
             MechlabError: both or neither of ``tokens`` and ``x``; tokens with ``start`` > 0.
@@ -236,7 +176,7 @@ class DecomposedForward:
             assert tokens is not None
             x = self.embed(tokens)
         last = self.shape.n_layers if stop is None else stop - 1
-        entry, logits, kept, traces = x, None, [], []
+        entry, logits, kept, traces, where = x, None, [], [], None
         for stage in self.shape.stages:
             if stage.kind == "embed":
                 if start > 0:
@@ -274,7 +214,8 @@ class DecomposedForward:
                 parts = self.parts(stage, seen, leaves=leaves)
                 normed = parts[0]
                 if stage.kind == "logits":
-                    logits, wrote = self._logits(normed, positions), None
+                    at = normed if positions is None or where is not None else gathered(normed, positions)
+                    logits, wrote = self._unembed(at), None
                 else:
                     wrote = self._mlps[stage.layer](normed)
                     outputs = wrote.detach()[None] if leaves else wrote[None]
@@ -282,11 +223,16 @@ class DecomposedForward:
                     added = outputs[0]
             if trace:
                 assert not isinstance(seen, Split)
-                traces.append(Trace(stage, seen.detach(), parts, wrote))
+                traces.append(Trace(stage, seen.detach(), parts, wrote, where))
             if stage.kind != "logits":
                 x = x + added
                 if keep:
                     kept.append(outputs.detach())
+            if narrow and positions is not None and stage == self.shape.stages[-3]:
+                where = positions.reshape(len(x), -1)
+                x, entry = gathered(x, where), gathered(entry, where)
+        if where is not None and logits is not None and positions is not None and positions.ndim == 1:
+            logits = logits[:, 0]
         return Run(x, logits, torch.cat(kept) if kept else None, tuple(traces))
 
     def parts(self, stage: Stage, seen: Tensor | Split, *, leaves: bool = False) -> tuple[Tensor, ...]:
@@ -363,7 +309,7 @@ class DecomposedForward:
         n_pos, group = q.shape[1], q.shape[2] // k.shape[2]
         if self._rotary is not None:
             cos, sin = self._rotary(q, torch.arange(n_pos, device=q.device)[None])
-            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if group > 1:
             k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -381,18 +327,18 @@ class DecomposedForward:
         """Each head's output ``[heads, batch, pos, d_model]``, without b_O."""
         return torch.einsum("bphk,hkd->hbpd", mixed, attention.output)
 
-    def _logits(self, normed: Tensor, positions: Tensor | None) -> Tensor:
-        if positions is not None:
-            rows = torch.arange(normed.shape[0], device=normed.device)
-            normed = normed[rows if positions.ndim == 1 else rows[:, None], positions]
-        logits: Tensor = self._unembed(normed)
-        return logits
+
+def gathered(
+    x: Float[Tensor, "batch pos d_model"], positions: Int[Tensor, "batch *read"]
+) -> Float[Tensor, "batch *read d_model"]:
+    """A stream at one or several positions of each prompt."""
+    rows = torch.arange(len(x), device=x.device)
+    return x[rows if positions.ndim == 1 else rows[:, None], positions]
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in the half-split layout, on the leading coordinates that ``cos`` covers."""
-    cos, sin, width = cos[:, :, None], sin[:, :, None], cos.shape[-1]
-    turned, rest = x[..., :width], x[..., width:]
-    left, right = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat([-right, left], dim=-1) * sin
-    return torch.cat([turned, rest], dim=-1)
+def scattered(
+    x: Float[Tensor, "batch read d_model"], positions: Int[Tensor, "batch read"], n_pos: int
+) -> Float[Tensor, "batch pos d_model"]:
+    """Zero but at ``positions``; the transpose of ``gathered``."""
+    out = x.new_zeros(len(x), n_pos, x.shape[-1])
+    return out.scatter_add_(1, positions[..., None].expand_as(x), x)

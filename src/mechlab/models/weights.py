@@ -297,3 +297,16 @@ def _llama(body: Any, layers: Any, config: Any) -> _Read:
             )
         )
     return found, [_read_norm(layer.post_attention_layernorm) for layer in layers], _read_norm(body.norm)
+
+
+def rotate(
+    x: Float[Tensor, "batch pos head d_head"],
+    cos: Float[Tensor, "#batch pos d_rotary"],
+    sin: Float[Tensor, "#batch pos d_rotary"],
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Rotary embedding in the half-split layout, on the leading coordinates that ``cos`` covers."""
+    cos, sin, width = cos[:, :, None], sin[:, :, None], cos.shape[-1]
+    turned, rest = x[..., :width], x[..., width:]
+    left, right = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat([-right, left], dim=-1) * sin
+    return torch.cat([turned, rest], dim=-1)

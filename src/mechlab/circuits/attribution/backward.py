@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.errors import MechlabError
-from mechlab.models.forward import DecomposedForward, Run, Trace
+from mechlab.models.forward import DecomposedForward, Run, Trace, scattered
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Step:
     """One stage on the way back.
 
     Attributes:
+        trace: its record; where that has ``positions``, gradients are at these alone.
         after: gradient at the stream that holds the stage's outputs; None for the logits.
         wrote: gradient at ``trace.wrote``; None for the logits.
         parts: gradients at ``trace.parts``.
@@ -55,8 +56,14 @@ def walk_back(
         raise MechlabError("metric has no gradient", float(total), "use logit_difference")
     after: Tensor | None = None
     beside: Tensor | None = None
+    narrow: Tensor | None = None
     for trace in reversed(run.traces):
         stage, wrote = trace.stage, None
+        if narrow is not None and trace.positions is None:
+            n_pos = trace.x.shape[1]
+            after = None if after is None else scattered(after, narrow, n_pos)
+            beside = None if beside is None else scattered(beside, narrow, n_pos)
+        narrow = trace.positions
         if after is None:
             parts = torch.autograd.grad(total, trace.parts, retain_graph=retain)
         else:

@@ -79,7 +79,7 @@ def edge_scores(
         elif method == "eap-ig-activations":
             scores = activation_scores(forward, batch, points, measure, ablation, axes, batch_size)
         else:
-            ends = make_ends(forward, batch, measure, ablation, points)
+            ends = make_ends(forward, batch, measure, ablation, points, narrow=not by_position)
             scores = _gradient_scores(forward, ends, points, axes)
         scores = scores.float().cpu()
         if by_prompt or not found:
@@ -105,7 +105,8 @@ def _gradient_scores(
             stage, pulled = step.trace.stage, step.pulled
             if len(group) > 1:
                 pulled = pulled.view(len(pulled), len(group), n, *pulled.shape[2:]).sum(1)
-            scores[:, : stage.upstream, stage.readers] += axes.contract(
-                ends.difference[: stage.upstream], pulled
-            )
+            difference = ends.difference[: stage.upstream]
+            if step.trace.positions is not None:
+                difference = difference[:, torch.arange(n)[:, None], step.trace.positions[:n]]
+            scores[:, : stage.upstream, stage.readers] += axes.contract(difference, pulled)
     return scores / len(points)

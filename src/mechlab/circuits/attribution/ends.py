@@ -28,6 +28,8 @@ class Ends:
         difference: output of every source on the clean run minus its ablated value.
         low, high: ablated and clean embeddings.
         clean_logits: the model's own, where the task reads them.
+        narrow: runs go on after the last attention only where the task reads; only there is the
+            difference of the last MLP known.
         runs: traced runs, by their α, that were made on the way.
     """
 
@@ -38,6 +40,7 @@ class Ends:
     low: Float[Tensor, "batch pos d_model"]
     high: Float[Tensor, "batch pos d_model"]
     clean_logits: Float[Tensor, "batch *read d_vocab"]
+    narrow: bool = False
     runs: dict[float, Run] = field(default_factory=dict)
 
     def traced(self, points: Sequence[float]) -> Run:
@@ -45,7 +48,7 @@ class Ends:
         if len(points) == 1 and points[0] in self.runs:
             return self.runs.pop(points[0])
         x = torch.cat([torch.lerp(self.low, self.high, point) for point in points])
-        return _traced(self.forward, x, self.task)
+        return _traced(self.forward, x, self.task, self.narrow)
 
     def total(self, run: Run) -> Float[Tensor, ""]:
         """The metric of a run, summed over prompts and points."""
@@ -60,11 +63,14 @@ def make_ends(
     metric: Metric,
     ablation: Ablation | None = None,
     points: Container[float] = (),
+    *,
+    narrow: bool = False,
 ) -> Ends:
     """Both ends of a batch.
 
     Args:
         ablation: resample when None.
+        narrow: see ``Ends``.
         points: where gradients will be taken; an end among them is run with gradient at once.
 
     Raises MechlabError when the ablation does not fit the prompts.
@@ -72,27 +78,30 @@ def make_ends(
     if ablation is not None and ablation.kind != "resample":
         pair = next(paired_runs(forward, batch, metric, len(batch)))
         clean, other = pair.clean, ablation.values(pair)
-        return Ends(forward, batch, metric, clean.sources - other, other[0], clean.sources[0], clean.logits)
-    runs = {}
+        difference = clean.sources - other
+        return Ends(forward, batch, metric, difference, other[0], clean.sources[0], clean.logits, narrow)
+    runs, ends = {}, batch.positions["end"]
     with torch.no_grad():
         low, high = forward.embed(batch.corrupt), forward.embed(batch.clean)
         if 0.0 in points:
             with torch.enable_grad():
-                runs[0.0] = _traced(forward, low, batch)
+                runs[0.0] = _traced(forward, low, batch, narrow)
             corrupt = _wrote(runs[0.0])
         else:
-            corrupt = _wrote(forward.run(x=low, stop=forward.shape.n_layers, trace=True))
+            corrupt = _wrote(
+                forward.run(x=low, stop=forward.shape.n_layers, positions=ends, trace=True, narrow=narrow)
+            )
         if 1.0 in points:
             with torch.enable_grad():
-                clean_run = runs[1.0] = _traced(forward, high, batch)
+                clean_run = runs[1.0] = _traced(forward, high, batch, narrow)
         else:
-            clean_run = forward.run(x=high, positions=batch.positions["end"], trace=True)
+            clean_run = forward.run(x=high, positions=ends, trace=True, narrow=narrow)
         assert clean_run.logits is not None
         difference = high.new_empty(forward.shape.n_sources, *high.shape)
         torch.sub(high, low, out=difference[0])
         for trace, before in zip(clean_run.traces, corrupt, strict=False):
             _fill(forward, trace, before, difference)
-    return Ends(forward, batch, metric, difference, low, high, clean_run.logits.detach(), runs)
+    return Ends(forward, batch, metric, difference, low, high, clean_run.logits.detach(), narrow, runs)
 
 
 def repeated(positions: Tensor, times: int) -> Tensor:
@@ -100,9 +109,9 @@ def repeated(positions: Tensor, times: int) -> Tensor:
     return positions if times == 1 else positions.repeat(times, *[1] * (positions.ndim - 1))
 
 
-def _traced(forward: DecomposedForward, x: Tensor, batch: Task) -> Run:
+def _traced(forward: DecomposedForward, x: Tensor, batch: Task, narrow: bool) -> Run:
     positions = repeated(batch.positions["end"], len(x) // len(batch))
-    return forward.run(x=x, positions=positions, trace=True, leaves=True)
+    return forward.run(x=x, positions=positions, trace=True, leaves=True, narrow=narrow)
 
 
 def _wrote(run: Run) -> list[Tensor]:
@@ -113,7 +122,10 @@ def _fill(forward: DecomposedForward, trace: Trace, before: Tensor, difference: 
     """Put a stage's differences in their rows."""
     assert trace.wrote is not None
     change, out = trace.wrote.detach() - before, difference[trace.stage.writes].flatten(1, 2)
-    if trace.stage.kind == "mlp":
+    if trace.positions is not None:
+        rows = torch.arange(len(change), device=change.device)[:, None]
+        difference[trace.stage.writes.start].zero_()[rows, trace.positions] = change
+    elif trace.stage.kind == "mlp":
         out.copy_(change.view_as(out))
     else:
         output = forward.attentions[trace.stage.layer].output
