@@ -100,7 +100,8 @@ def faithfulness(
     """Share of the model's metric that a circuit keeps: (m(C) − m(∅)) / (m(M) − m(∅)).
 
     A ratio of means over prompts (a mean of ratios explodes where one prompt's gap is near
-    zero; Miller et al. 2024), with a bootstrap interval over prompts. It can exceed 1. The
+    zero; Miller et al. 2024), with a bootstrap interval over prompts. It can exceed 1; NaN where m(M)
+    equals m(∅). The
     null is the same ratio for ``controls`` random connected circuits of at least as many edges
     (see ``random_circuits``), with an interval over circuits; no theory says what it should be.
     """
