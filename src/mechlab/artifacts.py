@@ -253,20 +253,19 @@ def _prepare(path: Path, work: Path, plan: Manifest, overwrite: bool) -> Artifac
         _clear(work)  # what is there is damaged; it is to be made again
     if not overwrite:
         refuse_foreign(path)
-    if not _has_plan(work, plan):
+    asked = work / _PLAN
+    if not (asked.is_file() and asked.read_text() == plan._plan()):
         if not overwrite and {entry.name for entry in work.iterdir()} > {_LOCK, _PLAN}:
-            _refuse_difference(path, _read_plan(work / _PLAN), plan, "the unfinished ")
+            _refuse_difference(path, _read_plan(asked), plan, "the unfinished ")
         _clear(work)
-        write_atomic(work / _PLAN, plan._plan())
+        write_atomic(asked, plan._plan())
     return None
 
 
 def refuse_foreign(path: Path) -> None:
     """MechlabError when a directory that is there holds files of somebody else."""
     if path.is_dir() and not all(_is_ours(entry) for entry in path.iterdir()):
-        raise MechlabError(
-            "output directory is not empty and holds no artifact", path, "choose another --out or empty it"
-        )
+        raise MechlabError("output directory is not empty and holds no artifact", path, "choose another --out")
 
 
 def _leave_no_litter(path: Path, work: Path) -> None:
@@ -338,11 +337,6 @@ def _read_plan(path: Path) -> Manifest:
         return Manifest(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise MechlabError("plan of unfinished work cannot be read", path, "pass --overwrite") from error
-
-
-def _has_plan(work: Path, plan: Manifest) -> bool:
-    file = work / _PLAN
-    return file.is_file() and file.read_text() == plan._plan()
 
 
 def _clear(work: Path) -> None:

@@ -81,9 +81,13 @@ def test_other_conditions_are_named(parts, random_module, as_subject) -> None:
     assert named(metric="negative_kl") == ("scored with negative_kl, found with logit_difference",)
     assert named(task=train) == ("scored on the prompts it was chosen on",)
     assert named(task=reference)[0].startswith("scored on other prompts")
-    assert named(task=replace(test, name="other")) == ("scored on other, found on random",)
+    theirs = "constants of the ablation are those of the {} it was found with"
+    assert named(task=replace(test, name="other")) == (
+        "scored on other, found on random",
+        theirs.format("task"),
+    )
     other = as_subject(random_module("llama", 5))
-    assert named(model=other) == ("scored on another model than it was found in",)
+    assert named(model=other) == ("scored on another model than it was found in", theirs.format("model"))
     assert len(named(model=other, ablation="zero", metric="negative_kl")) == 3
 
 
