@@ -265,7 +265,7 @@ def _prepare(path: Path, work: Path, plan: Manifest, overwrite: bool) -> Artifac
 def refuse_foreign(path: Path) -> None:
     """MechlabError when a directory that is there holds files of somebody else."""
     if path.is_dir() and not all(_is_ours(entry) for entry in path.iterdir()):
-        raise MechlabError("output directory is not empty and holds no artifact", path, "choose another --out")
+        raise MechlabError("output directory is not empty and holds no artifact", path, "choose an empty one")
 
 
 def _leave_no_litter(path: Path, work: Path) -> None:
