@@ -116,7 +116,7 @@ def test_places_that_no_dictionary_can_have_are_refused(random_module: Make, ran
         (backwards, TOKENS, "stand for an MLP"),
         (transcoder_at(1, d_model=20), TOKENS, "another size than blocks.1.mlp.hook_in: 20"),
         (transcoder_at(1), TOKENS + 20, "no embedding: 41"),
-        (transcoder_at(1), TOKENS[:0], "prompt is empty"),
+        (transcoder_at(1), TOKENS[:0], "not one row of tokens"),
     ):
         with pytest.raises(MechlabError, match=wrong):
             replacement_model(subject, [transcoder], tokens)
@@ -144,6 +144,10 @@ def test_nodes_that_do_not_exist_are_refused(random_module: Make, random_task: M
         feature_graph(subject, [at], task, [])
     with pytest.raises(MechlabError, match="unknown ablation: mean"):
         feature_graph(subject, [at], task, [node], ablation="mean")
+    with pytest.raises(MechlabError, match="no gradient"):
+        feature_graph(subject, [at], task, [node], metric="accuracy")
+    with pytest.raises(MechlabError, match="no gradient"):
+        feature_effects(subject, [at], task, metric="accuracy")
 
 
 def test_masks_must_fit(random_module: Make, random_task: MakeTask) -> None:

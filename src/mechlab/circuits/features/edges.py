@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechlab.circuits.features.effects import difference, patch_values, site_values
+from mechlab.circuits.features.effects import difference, patch_values, site_values, summed
 from mechlab.circuits.features.graph import FeatureGraph, FeatureNode
 from mechlab.circuits.features.sites import Coded, along, exists, read_at, run, saes_at
 from mechlab.circuits.metrics import Metric, default_metric, metric_named
@@ -61,7 +61,8 @@ def feature_graph(
         ablation: "resample" or "zero", as in ``feature_effects``.
 
     One backward pass for each node and batch. Raises MechlabError for dictionaries that do not fit,
-    no nodes, a node that no dictionary or prompt has, one given twice, and unknown names.
+    no nodes, a node that no dictionary or prompt has, one given twice, unknown names, and a metric
+    without gradient.
     """
     name = metric or default_metric(task)
     measure, saes = metric_named(name), saes_at(subject, dictionaries)
@@ -173,7 +174,7 @@ def _batch_scores(
 
     with torch.enable_grad():
         logits = read_at(run(subject, batch.clean, saes, cut), batch.positions["end"])
-        total = measure(logits, batch, clean_logits).sum()
+        total = summed(measure(logits, batch, clean_logits))
     sites = list(saes)
 
     def back(value: Tensor, cotangent: Tensor | None, count: int) -> list[Tensor]:

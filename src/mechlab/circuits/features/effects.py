@@ -57,7 +57,7 @@ def feature_effects(
         dictionaries: of one site each, at any sites.
         ablation: what a node is patched with: its value in the corrupt run ("resample") or "zero".
 
-    Raises MechlabError for dictionaries that do not fit and unknown names.
+    Raises MechlabError for dictionaries that do not fit, unknown names and a metric without gradient.
     """
     if method not in METHODS:
         raise MechlabError("unknown attribution method", method, near(method, METHODS))
@@ -80,7 +80,7 @@ def feature_effects(
                 at = gradients(subject, {site: sae}, batch, measure, clean_logits, {site: value})[site]
                 found[site] = found.get(site, 0) + at / steps
             nodes = difference(sae, x, patch, ablation)
-            effects[site] += _summed(sae, nodes, found[site], places).cpu()
+            effects[site] += _by_node(sae, nodes, found[site], places).cpu()
     return {site: effect / len(task) for site, effect in effects.items()}
 
 
@@ -144,12 +144,19 @@ def gradients(
 
     with torch.enable_grad():
         logits = read_at(run(subject, batch.clean, saes, put), batch.positions["end"])
-        total = measure(logits, batch, clean_logits).sum()
+        total = summed(measure(logits, batch, clean_logits))
         found = torch.autograd.grad(total, list(nodes.values()))
     return dict(zip(nodes, found, strict=True))
 
 
-def _summed(
+def summed(values: Float[Tensor, "batch"]) -> Float[Tensor, ""]:
+    """A metric's sum; MechlabError when it has no gradient (accuracy)."""
+    if not values.requires_grad:
+        raise MechlabError("metric has no gradient", float(values.mean()), "use logit_difference")
+    return values.sum()
+
+
+def _by_node(
     sae: Sae, nodes: Coded, gradient: Float[Tensor, "batch pos d_model"], places: int
 ) -> Float[Tensor, "place node"]:
     """Effects of a batch summed over prompts (and positions, if there is one place)."""

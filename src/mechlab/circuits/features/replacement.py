@@ -157,9 +157,9 @@ def replacement_model(
     to the same layer, one was trained on another model or has another size or floating type, its codes
     are not affine in their input one by one, or the prompt is empty or has a token without embedding.
     """
+    if tokens.ndim != 1 or not len(tokens):
+        raise MechlabError("prompt is not one row of tokens", list(tokens.shape), "task.clean[0], for one")
     check_tokens(subject, tokens[None])
-    if not len(tokens):
-        raise MechlabError("prompt is empty", list(tokens.shape), "give at least one token")
     if not transcoders:
         raise MechlabError("no transcoder was given", None, "train one with target blocks.L.hook_mlp_out")
     forward, weights = DecomposedForward(subject.module), read_weights(subject.module)
