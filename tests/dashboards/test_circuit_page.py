@@ -79,6 +79,13 @@ def test_strings_from_data_are_never_markup(circuit) -> None:
     ElementTree.fromstring(circuit_svg(nasty, {"m1": NASTY}))
 
 
+def test_characters_that_xml_forbids(circuit) -> None:
+    odd = "head\x00\x1b\ud800 \uffff"
+    svg = circuit_svg(replace(circuit, task=odd), {"m1": odd})
+    ElementTree.fromstring(svg.encode())
+    assert "head\ufffd\ufffd\ufffd \ufffd" in circuit_page(replace(circuit, settings={"model": odd}))
+
+
 def test_a_circuit_without_edges(circuit) -> None:
     empty = replace(circuit, mask=torch.zeros_like(circuit.mask))
     assert "The circuit has no edges." in circuit_svg(empty)

@@ -6,6 +6,7 @@ dashed. Pointing at an edge or node shows its name and value; heads with a known
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from mechlab.dashboards.page import Result, environment
 
 _COLOURS = ("#dbeafe", "#fde68a", "#bbf7d0", "#fecaca", "#e9d5ff", "#fed7aa", "#a5f3fc", "#e5e7eb")
 _LEGEND = 22
+# Control characters and halves of pairs, which no escape lets into XML.
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def circuit_svg(circuit: Circuit, classes: Mapping[str, str] | None = None) -> s
     def node_class(node: DrawnNode) -> str:
         return known.get(node.name, "")
 
-    return (
+    text = (
         environment()
         .get_template("circuit_svg.html")
         .render(
@@ -68,6 +71,7 @@ def circuit_svg(circuit: Circuit, classes: Mapping[str, str] | None = None) -> s
             height=drawing.height + _LEGEND * len(legend) + 4,
         )
     )
+    return _NO_XML.sub("\ufffd", text)
 
 
 def circuit_page(circuit: Circuit, classes: Mapping[str, str] | None = None) -> str:
@@ -101,4 +105,4 @@ def circuit_page(circuit: Circuit, classes: Mapping[str, str] | None = None) -> 
             edges=edges,
         )
     )
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return _NO_XML.sub("\ufffd", text)
