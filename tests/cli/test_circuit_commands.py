@@ -132,6 +132,13 @@ def test_patch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words[:-4], "--prompts", "8", "--out", tmp_path / "p.html") == 0
     page = (tmp_path / "p.html").read_text()
     assert "cdn.plot.ly" not in page.split("<body>")[0]
+    assert run(*words, "--out", tmp_path / "p.svg") == 0
+    root = ElementTree.parse(tmp_path / "p.svg").getroot()
+    titles = [each.text for each in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == 16 * len(payload["columns"])
+    row = payload["rows"].index("a2.h2")
+    share = payload["recovered"][row][payload["columns"].index("end")]
+    assert f"a2.h2 at end: {share:.3f}" in titles
     assert "a3.h3" in capsys.readouterr().out
 
 

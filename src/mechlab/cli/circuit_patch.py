@@ -55,7 +55,7 @@ class CircuitPatchConfig(Settings):
     trust_remote_code: bool = False
     """Allow a hub model to run its own code."""
     out: Path | None = None
-    """Heat map to write: .html (interactive, works offline) or .json (the plotly figure)."""
+    """Heat map to write: .svg, .html (interactive, works offline) or .json (the plotly figure)."""
 
 
 def patch(words: list[str], program: str) -> Outcome:
@@ -67,7 +67,7 @@ def patch(words: list[str], program: str) -> Outcome:
     from mechlab.models.subject import load_model
 
     if config.out is not None:
-        require_file(config.out, (".html", ".json"))
+        require_file(config.out, (".svg", ".html", ".json"))
     subject = load_model(
         config.model, dtype=config.dtype, device=config.device, revision=config.revision,
         trust_remote_code=config.trust_remote_code,
@@ -86,11 +86,19 @@ def patch(words: list[str], program: str) -> Outcome:
     payload = {"task": task.name, "out": None if config.out is None else str(config.out), **found.to_dict()}
     text = _text(found, task.name)
     if config.out is not None:
-        figure = found.figure()
-        html = config.out.suffix == ".html"
-        write_file(config.out, figure.to_html(include_plotlyjs=True) if html else figure.to_json())
+        write_file(config.out, _drawing(found, task.name, config.out.suffix))
         text += f"\n{config.out}"
     return Outcome(payload, text)
+
+
+def _drawing(found: Sweep, task: str, ending: str) -> str:
+    if ending == ".svg":
+        from mechlab.dashboards.heat_map import heat_map_svg
+
+        return heat_map_svg(found, task)
+    figure = found.figure()
+    text: str = figure.to_html(include_plotlyjs=True) if ending == ".html" else figure.to_json()
+    return text
 
 
 def _text(found: Sweep, task: str) -> str:
