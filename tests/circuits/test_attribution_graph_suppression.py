@@ -37,10 +37,10 @@ def test_suppressing_is_splicing_without_the_latent(
     subject = subject_of(random_module(architecture, scale=0.2))
     given = [clt_over([0, 1, 2])] if kind == "clt" else [transcoder_at(n, skip=True) for n in range(3)]
     replacement = replacement_model(subject, given, TOKENS)
-    graph = attribution_graph(replacement, [4, 11])
+    graph = attribution_graph(replacement, [4, 11], position=-2)
     nodes = graph.of_kind("feature").nonzero()[::11, 0]
     effects = suppression_effects(replacement, graph, nodes, batch_size=4)
-    whole = replacement.logits[-1] - replacement.logits[-1].mean()
+    whole = replacement.logits[-2] - replacement.logits[-2].mean()
     for number, effect in zip(nodes.tolist(), effects, strict=True):
         node = graph.nodes[number]
         assert node.index is not None
@@ -49,7 +49,7 @@ def test_suppressing_is_splicing_without_the_latent(
             torch.no_grad(),
             splicing(subject, dictionary, ablate=[node.index], positions=[node.position or 0]),
         ):
-            after = subject.logits(TOKENS[None])[0, -1]
+            after = subject.logits(TOKENS[None])[0, -2]
         expected = (whole - after + after.mean())[[4, 11]]
         torch.testing.assert_close(effect, expected, atol=1e-4, rtol=1e-3)
 

@@ -11,7 +11,7 @@ from feature_models import sae_at, subject_of
 from torch import Tensor, nn
 
 from mechlab.circuits.features.effects import feature_effects
-from mechlab.circuits.features.evaluate import feature_faithfulness, run_feature_circuits
+from mechlab.circuits.features.evaluate import _random, feature_faithfulness, run_feature_circuits
 from mechlab.circuits.features.sites import mask_of, top_nodes
 from mechlab.data.tasks import Task
 from mechlab.errors import MechlabError
@@ -147,6 +147,26 @@ def test_faithfulness_is_the_ratio_of_means(random_module: Make, random_task: Ma
     assert full.value == pytest.approx(1.0)
     assert full.null is not None
     assert np.isclose(full.null.value, 1.0)
+
+
+@pytest.mark.parametrize("latents", [True, False])
+def test_random_sets_are_drawn_from_the_candidates(latents: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    circuit = {site: torch.rand(1, D_SAE + 1, generator=generator) < 0.2 for site in SITES}
+    candidates = {site: torch.rand(1, D_SAE + 1, generator=generator) < 0.7 for site in SITES}
+    for mask in (*circuit.values(), *candidates.values()):
+        mask[:, -1] = True
+    size = sum(int(mask[:, : D_SAE if latents else None].sum()) for mask in circuit.values())
+    drawn = [_random(circuit, candidates, latents, generator) for _ in range(40)]
+    for one in drawn:
+        assert sum(int(mask.sum()) for mask in one.values()) == size
+        assert all(bool((candidates[site] | ~mask).all()) for site, mask in one.items())
+        assert not latents or not any(bool(mask[0, -1]) for mask in one.values())
+    for site, candidate in candidates.items():
+        often = torch.stack([one[site] for one in drawn]).float().mean(0)[candidate]
+        allowed = often[:-1] if latents else often
+        assert float(allowed.min()) > 0
+        assert float(allowed.max()) < 0.8
 
 
 def test_errors_say_what_is_wrong(random_module: Make, random_task: MakeTask) -> None:

@@ -134,11 +134,6 @@ def along(sae: Sae, codes: Codes, gradient: Float[Tensor, "batch pos d_model"]) 
     return selected_pre_activations(gradient.flatten(0, 1), sae.W_dec, zero, codes.indices)
 
 
-def layer_of(subject: Subject, site: str) -> int:
-    """Layer of a site."""
-    return subject.site(site).layer
-
-
 def top_nodes(subject: Subject, effects: Nodes, n: int, *, errors: bool = True) -> tuple[FeatureNode, ...]:
     """The nodes of largest absolute effect, in the order of the model; those of effect 0 never.
 
@@ -162,7 +157,7 @@ def top_nodes(subject: Subject, effects: Nodes, n: int, *, errors: bool = True) 
             last = index == effect.shape[1] - 1
             found.append(
                 FeatureNode(
-                    "error" if last else "feature", site, layer_of(subject, site), position,
+                    "error" if last else "feature", site, subject.site(site).layer, position,
                     None if last else index, score=float(effect[place, index]),
                 )
             )  # fmt: skip
