@@ -227,3 +227,19 @@ def test_damaged_circuits(found: Path, tmp_path: Path, capsys: pytest.CaptureFix
             shutil.copy(found / name, writer.work / name)
         writer.commit(["circuit.json", "circuit.safetensors"])
     assert "circuit cannot be read" in refused(capsys, "circuit", "show", old)
+
+
+def test_a_compiled_model_and_its_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ("--model", "compiled/reverse")
+    find = ("circuit", "find", *model, "--method", "acdc", "--threshold", "0.01", "--metric", "negative_l2")
+    payload = said(capsys, *find, "--task", "reverse", *SMALL, "--out", tmp_path / "reverse")
+    circuit = Circuit.load(tmp_path / "reverse")
+    assert {(edge.source, edge.reader) for edge in circuit.edges} == {
+        ("embed", "a3.h0.v"),
+        ("a3.h0", "logits"),
+    }
+    assert payload["n_edges"] == 2
+    assert said(capsys, "circuit", "eval", tmp_path / "reverse", "--no-knockouts")["differences"] == []
+    swept = said(capsys, "circuit", "patch", *model, "--task", "reverse", "--prompts", "8")
+    assert swept["recovered"][swept["rows"].index("a3.h0")][0] == pytest.approx(1.0)
+    assert "--task reverse" in refused(capsys, *find, "--out", tmp_path / "other")

@@ -89,7 +89,7 @@ def find(words: list[str], program: str) -> Outcome:
     from mechlab.circuits.find import find_circuit
     from mechlab.circuits.search.classes import head_classes, rules_for
     from mechlab.circuits.search.sought import asked
-    from mechlab.data.tasks import make_task
+    from mechlab.cli.prompts import prompts_for
     from mechlab.models.subject import load_model
 
     subject = load_model(
@@ -106,8 +106,7 @@ def find(words: list[str], program: str) -> Outcome:
         return _outcome(there, config.out)
     splits = ("validation", "test", *(() if config.ablation in WITHOUT_REFERENCE else ("train",)))
     tasks = [
-        make_task(config.task, subject.tokenizer, n=config.prompts, seed=config.seed, split=split)
-        for split in splits
+        prompts_for(subject, config.task, n=config.prompts, seed=config.seed, split=split) for split in splits
     ]
     if config.label_heads:
         rules_for(tasks[0])  # refuses a task without any

@@ -84,7 +84,7 @@ def evaluate(words: list[str], program: str) -> Outcome:
     from mechlab.circuits.circuit import Circuit
     from mechlab.circuits.evaluation.judge import evaluate_circuit
     from mechlab.circuits.find import find_again
-    from mechlab.data.tasks import make_task
+    from mechlab.cli.prompts import prompts_for
     from mechlab.models.subject import load_model
 
     if config.stability != 0 and config.stability < 2:
@@ -99,7 +99,7 @@ def evaluate(words: list[str], program: str) -> Outcome:
     n = own if config.prompts is None else config.prompts
 
     def task(split: str) -> Any:
-        return make_task(config.task or circuit.task, subject.tokenizer, n=n, seed=seed, split=split)
+        return prompts_for(subject, config.task or circuit.task, n=n, seed=seed, split=split)
 
     needs = config.ablation not in (None, circuit.ablation.kind, *WITHOUT_REFERENCE)
     if config.split == "train" and (config.ablation or circuit.ablation.kind) not in WITHOUT_REFERENCE:
@@ -128,7 +128,7 @@ def evaluate(words: list[str], program: str) -> Outcome:
             stable = find_again(
                 subject,
                 circuit,
-                make_task(circuit.task, subject.tokenizer, n=own, seed=circuit.seed, split="validation"),
+                prompts_for(subject, circuit.task, n=own, seed=circuit.seed, split="validation"),
                 times=config.stability,
                 seed=seed,
                 progress=lambda done, total: reporter("stability", done, total, {}),

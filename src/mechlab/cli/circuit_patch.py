@@ -63,7 +63,7 @@ def patch(words: list[str], program: str) -> Outcome:
     config = parse(CircuitPatchConfig, words, program)
 
     from mechlab.circuits.sweeps import patch
-    from mechlab.data.tasks import make_task
+    from mechlab.cli.prompts import prompts_for
     from mechlab.models.subject import load_model
 
     if config.out is not None:
@@ -72,7 +72,7 @@ def patch(words: list[str], program: str) -> Outcome:
         config.model, dtype=config.dtype, device=config.device, revision=config.revision,
         trust_remote_code=config.trust_remote_code,
     )  # fmt: skip
-    task = make_task(config.task, subject.tokenizer, n=config.prompts, seed=config.seed, split=config.split)
+    task = prompts_for(subject, config.task, n=config.prompts, seed=config.seed, split=config.split)
     with Reporter() as reporter:
         found = patch(
             subject,

@@ -61,16 +61,20 @@ class CheckConfig(Settings):
 
 def list_models(words: list[str], program: str) -> Outcome:
     """Names that are offered when another is mistyped."""
+    from mechlab.models.compiled import PROGRAMS
     from mechlab.models.sites import supported_architectures
     from mechlab.models.subject import WELL_KNOWN, bundled_path
 
     parse(ListConfig, words, program)
+    compiled = [f"compiled/{name}" for name in PROGRAMS]
     payload = {
         "bundled": str(bundled_path()),
         "models": list(WELL_KNOWN),
+        "compiled": compiled,
         "architectures": list(supported_architectures()),
     }
     lines = [f"{name}{'  (bundled)' if name == 'fable' else ''}" for name in WELL_KNOWN]
+    lines.append(f"compiled, with known circuits: {', '.join(compiled)}")
     return Outcome(payload, "\n".join([*lines, f"architectures: {', '.join(supported_architectures())}"]))
 
 
