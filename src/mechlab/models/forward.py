@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from mechlab.errors import MechlabError
 from mechlab.models.shape import Shape as Shape
 from mechlab.models.shape import Stage as Stage
-from mechlab.models.weights import AnyNorm, Attention, read_weights, require_fitting, rotate
+from mechlab.models.weights import AnyNorm, Attention, Mlp, read_weights, require_fitting, rotate
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,17 @@ class DecomposedForward:
             assert not isinstance(seen, Split)
             found = (self._norm(stage)(seen),)
         return tuple(part.detach().requires_grad_() for part in found) if leaves else found
+
+    def mlp_beside(
+        self, layer: int, x: Float[Tensor, "batch pos d_model"], rest: Float[Tensor, "other pos d_model"]
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "other pos d_model"]]:
+        """Outputs of an MLP for two batches of normalised streams; only the first has a gradient."""
+        mlp = self._mlps[layer]
+        if isinstance(mlp, Mlp):
+            return mlp.beside(x, rest)
+        with torch.no_grad():
+            other = mlp(rest)
+        return mlp(x), other
 
     def pull_back(
         self, trace: Trace, gradients: tuple[Tensor, ...]

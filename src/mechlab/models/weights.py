@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -217,11 +218,66 @@ def require_fitting(
         )
 
 
+class _Beside(torch.autograd.Function):
+    """``x @ weight + bias`` of two batches as one product; only the first has a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rest: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.weight = weight
+        both = F.linear(torch.cat([x, rest]), weight.T, bias)
+        found = both[: len(x)], both[len(x) :]
+        ctx.mark_non_differentiable(found[1])
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradients[0] @ ctx.weight.T, None, None, None
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """An MLP whose parts are known: ``out(act(*ins))``, the same operations as the module's own."""
+
+    ins: tuple[nn.Module, ...]
+    act: Callable[..., Tensor]
+    out: nn.Module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        found: Tensor = self.out(self.act(*(part(x) for part in self.ins)))
+        return found
+
+    def beside(
+        self, x: Float[Tensor, "batch pos d_model"], rest: Float[Tensor, "other pos d_model"]
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "other pos d_model"]]:
+        """Outputs of two batches, of which only the first has a gradient.
+
+        Products of twice the rows are quicker by a quarter on two cores where rows are few.
+        """
+        hidden, others = zip(*(_linear_beside(part, x, rest) for part in self.ins), strict=True)
+        with torch.no_grad():
+            other = self.act(*others)
+        return _linear_beside(self.out, self.act(*hidden), other)
+
+
+def _linear_beside(layer: Any, x: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    weight = layer.weight.detach()  # a Linear's is [out, in], a Conv1D's [in, out]
+    found: tuple[Tensor, Tensor] = _Beside.apply(  # type: ignore[no-untyped-call]
+        x, rest, weight.T if isinstance(layer, nn.Linear) else weight, _detached(layer.bias)
+    )
+    return found
+
+
 def _mlp(mlp: Any, config: Any) -> Callable[[Tensor], Tensor]:
     """The MLP, GPT-2's with its GELU as one operation: as the module's eight it is a third of a forward."""
-    if config.model_type != "gpt2" or config.activation_function != "gelu_new":
-        return mlp  # type: ignore[no-any-return]
-    return lambda x: mlp.c_proj(F.gelu(mlp.c_fc(x), approximate="tanh"))
+    if config.model_type == "gpt2" and config.activation_function == "gelu_new":
+        return Mlp((mlp.c_fc,), partial(F.gelu, approximate="tanh"), mlp.c_proj)
+    if config.model_type == "gpt_neox":
+        return Mlp((mlp.dense_h_to_4h,), mlp.act, mlp.dense_4h_to_h)
+    if config.model_type == "gpt2":
+        return Mlp((mlp.c_fc,), mlp.act, mlp.c_proj)
+    return Mlp((mlp.gate_proj, mlp.up_proj), lambda gate, up: mlp.act_fn(gate) * up, mlp.down_proj)
 
 
 _Read = tuple[list[Attention], list[Norm], Norm]

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlab.circuits.ablation import Ablation
+from mechlab.circuits.attribution.beside import run_beside
 from mechlab.circuits.metrics import Metric
 from mechlab.circuits.runs import paired_runs
 from mechlab.data.tasks import Task
@@ -83,7 +84,10 @@ def make_ends(
     runs, ends = {}, batch.positions["end"]
     with torch.no_grad():
         low, high = forward.embed(batch.corrupt), forward.embed(batch.clean)
-        if 0.0 in points:
+        if 1.0 in points and 0.0 not in points:
+            with torch.enable_grad():
+                runs[1.0], corrupt = run_beside(forward, high, low, ends, narrow=narrow)
+        elif 0.0 in points:
             with torch.enable_grad():
                 runs[0.0] = _traced(forward, low, batch, narrow)
             corrupt = _wrote(runs[0.0])
@@ -91,7 +95,9 @@ def make_ends(
             corrupt = _wrote(
                 forward.run(x=low, stop=forward.shape.n_layers, positions=ends, trace=True, narrow=narrow)
             )
-        if 1.0 in points:
+        if 1.0 in runs:
+            clean_run = runs[1.0]
+        elif 1.0 in points:
             with torch.enable_grad():
                 clean_run = runs[1.0] = _traced(forward, high, batch, narrow)
         else:
