@@ -127,15 +127,21 @@ def test_passes_are_counted(method, kind, random_module, random_task, monkeypatc
     rows = []
 
     def run(self, tokens=None, **words):
-        rows.append(len(words["x"] if tokens is None else tokens))
+        if words.get("start", 0) < self.shape.n_layers:  # the logits alone are no pass
+            rows.append(len(words["x"] if tokens is None else tokens))
         return plain_run(self, tokens, **words)
+
+    def beside(forward, x, rest, *words, **more):
+        rows.append(len(x) + len(rest))
+        return plain_beside(forward, x, rest, *words, **more)
 
     def walk(forward, run, total, **words):
         rows.append(len(run.logits))
         return plain_walk(forward, run, total, **words)
 
-    plain_run, plain_walk = DecomposedForward.run, backward.walk_back
+    plain_run, plain_walk, plain_beside = DecomposedForward.run, backward.walk_back, ends.run_beside
     monkeypatch.setattr(DecomposedForward, "run", run)
+    monkeypatch.setattr(ends, "run_beside", beside)
     for module in (edges, integrated, clean):
         monkeypatch.setattr(module, "walk_back", walk)
     Sought(forward, task, "logit_difference", Ablation(kind), 3).scores(method)
