@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mechlab.circuits.ablation import Ablation
-from mechlab.circuits.attribution import METHODS, backward, clean, edge_scores, edges, integrated
+from mechlab.circuits.attribution import METHODS, backward, clean, edge_scores, edges, ends, integrated
 from mechlab.circuits.circuit import Circuit, task_fingerprint
 from mechlab.circuits.evaluate import run_circuits
 from mechlab.circuits.find import find_circuit, passes, require_task, size_grid, top_edges
