@@ -15,6 +15,7 @@ from mechlab.circuits.evaluation.curve import Curve
 from mechlab.circuits.evaluation.record import Evaluation
 from mechlab.circuits.graph import Graph
 from mechlab.circuits.patching import HeadPatching
+from mechlab.dashboards.circuit_figure import circuit_figure
 from mechlab.dashboards.circuit_page import circuit_page, circuit_svg
 from mechlab.models.forward import Shape
 from mechlab.scores import Score
@@ -90,3 +91,15 @@ def test_a_circuit_without_edges(circuit) -> None:
     empty = replace(circuit, mask=torch.zeros_like(circuit.mask))
     assert "The circuit has no edges." in circuit_svg(empty)
     ElementTree.fromstring(circuit_svg(empty))
+
+
+def test_a_plotly_figure_shows_every_edge_and_class(circuit: Circuit) -> None:
+    figure = circuit_figure(circuit, {"a0.h1": "name mover"})
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    assert len(lines) == circuit.n_edges
+    assert {trace.line.dash for trace in lines} == {"solid", "dash"}  # one edge is negative
+    middles, nodes = figure.data[-2:]
+    assert sorted(text.split(":")[0] for text in middles.hovertext) == sorted(
+        f"{edge.source} → {edge.reader}" for edge in circuit.edges
+    )
+    assert set(nodes.hovertext) == {"embed", "a0.h1: name mover", "m1", "logits"}
