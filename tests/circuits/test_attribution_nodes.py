@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reading import difference
+from reading import difference, masked_logits
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -18,7 +18,6 @@ from mechlab.circuits.attribution import (
     node_scores,
 )
 from mechlab.circuits.graph import Graph
-from mechlab.circuits.masked import masked_logits
 from mechlab.circuits.metrics import metric_named
 from mechlab.circuits.runs import paired_runs
 from mechlab.errors import MechlabError

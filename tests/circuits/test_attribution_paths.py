@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reading import difference
+from reading import difference, masked_logits
 
 from mechlab.circuits.ablation import Ablation, make_ablation
 from mechlab.circuits.attribution import edge_scores, gradient_points, node_scores
 from mechlab.circuits.attribution.routes import importance
 from mechlab.circuits.graph import Graph
-from mechlab.circuits.masked import masked_logits
 from mechlab.circuits.metrics import metric_named
 from mechlab.circuits.runs import paired_runs
 from mechlab.data.tasks import Task

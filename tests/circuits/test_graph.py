@@ -118,7 +118,8 @@ def test_mistakes_are_named() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_connected_by_position_keeps_the_logits(architecture, seed, random_module, random_task) -> None:
     """Edges that the connected part lacks change nothing under resampling."""
-    from mechlab.circuits.masked import masked_logits
+    from reading import masked_logits
+
     from mechlab.circuits.metrics import logit_difference
     from mechlab.circuits.runs import paired_runs
     from mechlab.models.forward import DecomposedForward

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reading import masked_logits, soft_logits
 from torch import Tensor
 
 from mechlab.circuits.graph import Graph
-from mechlab.circuits.masked import Masked, masked_logits, soft_logits
+from mechlab.circuits.masked import Masked
 from mechlab.circuits.metrics import logit_difference
 from mechlab.circuits.runs import PairedRun, paired_runs
 from mechlab.errors import MechlabError

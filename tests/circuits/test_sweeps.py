@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reading import masked_logits
 from torch import Tensor
 
 from mechlab.circuits.graph import Graph
-from mechlab.circuits.masked import masked_logits
 from mechlab.circuits.metrics import logit_difference
 from mechlab.circuits.patching import patch_nodes
 from mechlab.circuits.runs import paired_runs

@@ -266,28 +266,3 @@ def _less(
     if len(gap) == 1:  # all circuits' own: no copy for each of them
         return streams - torch.einsum("ksrp,sbpd->krbpd", gone, each[0]).flatten(2)
     return streams - torch.einsum("ksrp,ksbpd->krbpd", gone, each).flatten(2)
-
-
-def masked_logits(
-    forward: DecomposedForward,
-    base: End,
-    other: Float[Tensor, "source batch pos d_model"],
-    masks: Bool[Tensor, "circuit n_sources n_readers *pos"],
-    positions: Int[Tensor, "batch *read"],
-) -> Float[Tensor, "circuit batch *read d_vocab"]:
-    """Logits of circuits: edges that are True carry their source's value in this run, the others ``other``.
-
-    See ``Masked``, which keeps what many calls on one batch share.
-    """
-    return Masked(forward, base, other, positions).logits(masks)
-
-
-def soft_logits(
-    forward: DecomposedForward,
-    base: End,
-    other: Float[Tensor, "source batch pos d_model"],
-    mask: Float[Tensor, "n_sources n_readers *pos"],
-    positions: Int[Tensor, "batch *read"],
-) -> Float[Tensor, "batch *read d_vocab"]:
-    """Logits of one circuit with edges present in part, differentiable in ``mask`` (0 to 1)."""
-    return Masked(forward, base, other, positions).soft(mask)

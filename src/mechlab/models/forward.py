@@ -315,7 +315,13 @@ class DecomposedForward:
             first += heads
         return found[0], found[1], found[2]
 
-    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(
+        self,
+        attention: Attention,
+        q: Float[Tensor, "batch pos head d_head"],
+        k: Float[Tensor, "batch pos kv_head d_head"],
+        v: Float[Tensor, "batch pos kv_head d_value"],
+    ) -> Float[Tensor, "batch pos head d_value"]:
         """Attention; returns the mixed values ``[batch, pos, heads, d_head]``."""
         n_pos, group = q.shape[1], q.shape[2] // k.shape[2]
         if self._rotary is not None:
@@ -334,7 +340,9 @@ class DecomposedForward:
         )
         return mixed.transpose(1, 2)
 
-    def head_outputs(self, attention: Attention, mixed: Tensor) -> Tensor:
+    def head_outputs(
+        self, attention: Attention, mixed: Float[Tensor, "batch pos head d_head"]
+    ) -> Float[Tensor, "head batch pos d_model"]:
         """Each head's output ``[heads, batch, pos, d_model]``, without b_O."""
         return torch.einsum("bphk,hkd->hbpd", mixed, attention.output)
 

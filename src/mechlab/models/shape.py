@@ -41,14 +41,17 @@ class Shape:
 
     @property
     def n_sources(self) -> int:
+        """Rows of a score or mask."""
         return 1 + self.n_layers * (self.n_heads + 1)
 
     @property
     def n_readers(self) -> int:
+        """Columns of a score or mask."""
         return 1 + self.n_layers * self.readers_per_layer
 
     @property
     def readers_per_layer(self) -> int:
+        """Queries, keys, values and the MLP of one layer."""
         return self.n_heads + 2 * self.n_key_value_heads + 1
 
     @cached_property

@@ -10,7 +10,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.circuits.ablation import Ablation
@@ -110,7 +110,7 @@ def make_ends(
     return Ends(forward, batch, metric, difference, low, high, clean_run.logits.detach(), narrow, runs)
 
 
-def repeated(positions: Tensor, times: int) -> Tensor:
+def repeated(positions: Int[Tensor, "batch *read"], times: int) -> Int[Tensor, "row *read"]:
     """Positions of a batch that stands ``times`` times in one run."""
     return positions if times == 1 else positions.repeat(times, *[1] * (positions.ndim - 1))
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.circuits.features.sites import Coded, along, coded, read_at, run, saes_at
@@ -85,7 +85,7 @@ def feature_effects(
 
 
 def site_values(
-    subject: Subject, saes: dict[str, Sae], batch: Task, tokens: Tensor
+    subject: Subject, saes: dict[str, Sae], batch: Task, tokens: Int[Tensor, "batch pos"]
 ) -> tuple[dict[str, Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch *read d_vocab"]]:
     """Values at all sites and the logits that the task reads, without gradient."""
     values: dict[str, Tensor] = {}
