@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from mechlab.data.corpus import open_corpus as open_corpus
     from mechlab.data.tasks import make_task as make_task
     from mechlab.errors import MechlabError as MechlabError
-    from mechlab.features.detection import score_explanations as score_explanations
-    from mechlab.features.explain import explain_features as explain_features
+    from mechlab.features.token_detection import score_explanations as score_explanations
+    from mechlab.features.token_explain import explain_features as explain_features
     from mechlab.interventions.edit import editing as editing
     from mechlab.interventions.edits import add as add
     from mechlab.interventions.edits import clamp as clamp
@@ -65,7 +65,7 @@ _HOMES = {
     "editing": "interventions.edit",
     "evaluate": "sae.evaluate",
     "evaluate_circuit": "circuits.evaluation.judge",
-    "explain_features": "features.explain",
+    "explain_features": "features.token_explain",
     "find_circuit": "circuits.find",
     "finetune": "sae.e2e",
     "generation": "activations.generate",
@@ -82,7 +82,7 @@ _HOMES = {
     "project_out": "interventions.edits",
     "run": "pipeline.job",
     "scale": "interventions.edits",
-    "score_explanations": "features.detection",
+    "score_explanations": "features.token_detection",
     "shuffled": "activations.batches",
     "splice": "interventions.edits",
     "splicing": "sae.splice",

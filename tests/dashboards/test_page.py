@@ -17,10 +17,10 @@ from mechlab.dashboards.drawing import SHOWN, CircuitRecord, draw
 from mechlab.dashboards.page import ContextRecord, FeatureRecord, render_page, script_json
 from mechlab.dashboards.records import feature_records
 from mechlab.errors import MechlabError
-from mechlab.features.detection import score_explanations
-from mechlab.features.explain import explain_features
-from mechlab.features.index import build_index
-from mechlab.features.rows import Rows, split_by_document
+from mechlab.features.token_detection import score_explanations
+from mechlab.features.token_explain import explain_features
+from mechlab.features.token_index import build_index
+from mechlab.features.token_rows import Rows, split_by_document
 from mechlab.scores import Score
 
 

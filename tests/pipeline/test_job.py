@@ -11,7 +11,7 @@ import pytest
 import mechlab as ml
 from mechlab.artifacts import open_artifact
 from mechlab.circuits.circuit import Circuit
-from mechlab.features.explain import Explanations
+from mechlab.features.token_explain import Explanations
 from mechlab.models.subject import load_model
 from mechlab.pipeline.config import RunConfig
 from mechlab.pipeline.job import Run

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mechlab.dashboards.page import ContextRecord, FeatureRecord
-from mechlab.features.detection import DetectionResult
-from mechlab.features.explain import Explanations
-from mechlab.features.index import FeatureIndex
+from mechlab.features.token_detection import DetectionResult
+from mechlab.features.token_explain import Explanations
+from mechlab.features.token_index import FeatureIndex
 
 CONTEXTS = 8
 RADIUS = 12

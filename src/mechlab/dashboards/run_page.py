@@ -9,9 +9,9 @@ from mechlab.circuits.circuit import Circuit
 from mechlab.dashboards.circuit_page import circuit_record
 from mechlab.dashboards.page import Page, Result
 from mechlab.dashboards.records import feature_records
-from mechlab.features.detection import DetectionResult
-from mechlab.features.explain import Explanations
-from mechlab.features.index import FeatureIndex
+from mechlab.features.token_detection import DetectionResult
+from mechlab.features.token_explain import Explanations
+from mechlab.features.token_index import FeatureIndex
 from mechlab.sae.evaluate import Evaluation
 
 

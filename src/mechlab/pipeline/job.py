@@ -32,11 +32,11 @@ from mechlab.dashboards.run_page import run_page
 from mechlab.data.corpus import BUNDLED, Corpus, open_corpus, require_tokens
 from mechlab.data.tasks import Task, make_task
 from mechlab.errors import MechlabError
-from mechlab.features.detection import DetectionResult, score_explanations
-from mechlab.features.explain import Explanations, explain_features
-from mechlab.features.index import FeatureIndex, build_index, load_index, save_index
-from mechlab.features.rows import Rows
-from mechlab.features.windows import WIDTH
+from mechlab.features.token_detection import DetectionResult, score_explanations
+from mechlab.features.token_explain import Explanations, explain_features
+from mechlab.features.token_index import FeatureIndex, build_index, load_index, save_index
+from mechlab.features.token_rows import Rows
+from mechlab.features.token_windows import WIDTH
 from mechlab.files import canonical_json, fingerprint, write_atomic
 from mechlab.models.subject import Subject, load_model
 from mechlab.pipeline.config import RunConfig

@@ -6,8 +6,8 @@ from typing import Any
 
 from mechlab.activations.store import Store
 from mechlab.circuits.circuit import Circuit
-from mechlab.features.detection import DetectionResult
-from mechlab.features.explain import Explanations
+from mechlab.features.token_detection import DetectionResult
+from mechlab.features.token_explain import Explanations
 from mechlab.sae.dictionary import Dictionary
 from mechlab.sae.evaluate import Evaluation
 

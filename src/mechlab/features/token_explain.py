@@ -27,10 +27,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mechlab.errors import MechlabError
-from mechlab.features.index import FeatureIndex
-from mechlab.features.rows import Rows
-from mechlab.features.rules import KINDS, Decode, KeyTable, TokenRule
-from mechlab.features.windows import WIDTH, Windows, divide
+from mechlab.features.token_index import FeatureIndex
+from mechlab.features.token_rows import Rows
+from mechlab.features.token_rules import KINDS, Decode, KeyTable, TokenRule
+from mechlab.features.token_windows import WIDTH, Windows, divide
 
 MAX_KEYS = 16
 PRIOR = 2.0

@@ -28,11 +28,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from mechlab.errors import MechlabError
-from mechlab.features.explain import Explanations
-from mechlab.features.index import build_index
-from mechlab.features.rows import Rows
-from mechlab.features.rules import KINDS, KeyTable, TokenRule
-from mechlab.features.windows import Windows, divide
+from mechlab.features.token_explain import Explanations
+from mechlab.features.token_index import build_index
+from mechlab.features.token_rows import Rows
+from mechlab.features.token_rules import KINDS, KeyTable, TokenRule
+from mechlab.features.token_windows import Windows, divide
 from mechlab.scores import Score, mean, score, wilson
 
 WINDOWS = 50

@@ -11,10 +11,10 @@ import pytest
 from jaxtyping import config
 
 from mechlab.errors import MechlabError
-from mechlab.features.explain import Explanations, best_f1, best_threshold, explain_features
-from mechlab.features.index import build_index
-from mechlab.features.rows import Rows
-from mechlab.features.rules import ANY, KeyTable, TokenRule
+from mechlab.features.token_explain import Explanations, best_f1, best_threshold, explain_features
+from mechlab.features.token_index import build_index
+from mechlab.features.token_rows import Rows
+from mechlab.features.token_rules import ANY, KeyTable, TokenRule
 
 TOKEN, SET, PAIR, AFTER, NOISE, DEAD, DENSE, RARE = range(8)
 

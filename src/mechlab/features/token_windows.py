@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mechlab.errors import MechlabError
-from mechlab.features.rows import Rows, context_starts
+from mechlab.features.token_rows import Rows, context_starts
 
 WIDTH = 32
 

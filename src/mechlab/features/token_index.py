@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 
 from mechlab.artifacts import Artifact, open_artifact, writing
 from mechlab.errors import MechlabError
-from mechlab.features.rows import Rows, context_starts
+from mechlab.features.token_rows import Rows, context_starts
 from mechlab.files import write_atomic
 from mechlab_kernels.csr import build_csr
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mechlab.errors import MechlabError
-from mechlab.features.index import build_index, load_index, save_index
-from mechlab.features.rows import Rows, split_by_document
+from mechlab.features.token_index import build_index, load_index, save_index
+from mechlab.features.token_rows import Rows, split_by_document
 
 
 def small(values, indices, tokens=None, context=None) -> Rows:

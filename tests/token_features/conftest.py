@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from mechlab.features.rows import Rows, context_starts, split_by_document
+from mechlab.features.token_rows import Rows, context_starts, split_by_document
 
 VOCABULARY = 400
 TOKEN, SET, PAIR, AFTER, NOISE, DEAD, DENSE, RARE = range(8)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mechlab.errors import MechlabError, near
-from mechlab.features.rows import context_starts
+from mechlab.features.token_rows import context_starts
 
 KINDS = ("token", "previous", "pair")
 ANY = -1

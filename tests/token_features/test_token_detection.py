@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from mechlab.errors import MechlabError
-from mechlab.features.detection import DetectionResult, score_explanations
-from mechlab.features.explain import Explanations, explain_features
-from mechlab.features.index import build_index
-from mechlab.features.rows import Rows, split_by_document
-from mechlab.features.rules import ANY, TokenRule
-from mechlab.features.windows import divide
+from mechlab.features.token_detection import DetectionResult, score_explanations
+from mechlab.features.token_explain import Explanations, explain_features
+from mechlab.features.token_index import build_index
+from mechlab.features.token_rows import Rows, split_by_document
+from mechlab.features.token_rules import ANY, TokenRule
+from mechlab.features.token_windows import divide
 
 TOKEN, SET, PAIR, AFTER, NOISE, DEAD, DENSE, RARE = range(8)
 
