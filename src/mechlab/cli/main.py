@@ -53,6 +53,32 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "patch",
         "sweep activation patching over layers, heads, inputs",
     ),
+    "features index": (
+        "mechlab.cli.features_index",
+        "index",
+        "for every feature, where it is active, with statistics and neighbours",
+    ),
+    "features explain": (
+        "mechlab.cli.features_explain",
+        "explain",
+        "explain features by rules or with a language model",
+    ),
+    "features score": (
+        "mechlab.cli.features_score",
+        "score",
+        "test explanations on documents that nobody explained",
+    ),
+    "features investigate": (
+        "mechlab.cli.features_investigate",
+        "investigate",
+        "explain a feature by asking it questions, with a quiz after every turn",
+    ),
+    "features export": (
+        "mechlab.cli.features_export",
+        "export",
+        "features, explanations and notes in other tools' formats",
+    ),
+    "features note": ("mechlab.cli.features_note", "note", "notes and labels of your own on a feature"),
     "model list": ("mechlab.cli.model", "list_models", "models that can be named right away"),
     "model info": ("mechlab.cli.model", "info", "sites, sizes and fingerprint of a model"),
     "model train-fable": ("mechlab.cli.model", "train", "train the bundled model from scratch"),
@@ -71,6 +97,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "mechlab.cli.bench_circuits",
         "circuits",
         "what attribution and edge tests cost beside a plain forward and auto-circuit",
+    ),
+    "bench features": (
+        "mechlab.cli.bench_features",
+        "features",
+        "what indexing, contexts, rules and their scores cost beside delphi and SAEDashboard",
     ),
     "bench truth": (
         "mechlab.cli.bench_sae",
