@@ -63,7 +63,7 @@ class Text:
         """The rows where ``keep`` is true, in the same order. Keep whole passages."""
         return self._columns(keep)
 
-    def slice(self, start: int, stop: int) -> Text:
+    def cut(self, start: int, stop: int) -> Text:
         """Rows ``start`` to ``stop``, without a copy."""
         return self._columns(slice(start, stop))
 
