@@ -1,0 +1,31 @@
+"""Rules about tokens: a grammar with sentences that parse back, matching, and search."""
+
+from mechlab.features.rules.atoms import (
+    Atom,
+    Concept,
+    Induction,
+    Inside,
+    Position,
+    Repeats,
+    Spelling,
+    Token,
+    Within,
+)
+from mechlab.features.rules.grammar import Clause, Rule, parse_rule
+from mechlab.features.rules.matching import Matcher
+
+__all__ = [
+    "Atom",
+    "Clause",
+    "Concept",
+    "Induction",
+    "Inside",
+    "Matcher",
+    "Position",
+    "Repeats",
+    "Rule",
+    "Spelling",
+    "Token",
+    "Within",
+    "parse_rule",
+]

@@ -1,0 +1,158 @@
+"""Where rules match a text, and what they predict there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from mechlab.errors import MechlabError, near
+from mechlab.features.rules.atoms import (
+    Atom,
+    Concept,
+    Induction,
+    Inside,
+    Position,
+    Repeats,
+    Spelling,
+    Token,
+    Within,
+)
+from mechlab.features.rules.grammar import Clause, Rule
+from mechlab.features.rules.tables import TextTables
+from mechlab.features.text import Text
+
+KEPT = 4096
+"""Atoms whose token ids are remembered."""
+
+
+class Matcher:
+    """Finds the rows of one text that rules match; the tables are made once for all of them.
+
+    A clause is matched from its rarest atom: that one gives rows, the others are tested there only.
+
+    Args:
+        text: the text.
+        concepts: named lists of words, for rules that name them.
+    """
+
+    def __init__(self, text: Text, concepts: Mapping[str, Collection[str]] | None = None) -> None:
+        self.text = text
+        self.concepts = dict(concepts or {})
+        self.tables = TextTables(text)
+        self._known: dict[Atom, Int[np.ndarray, "word"]] = {}
+
+    def rows(self, rule: Rule) -> tuple[Int[np.ndarray, "hit"], Float[np.ndarray, "hit"]]:
+        """Rows (ascending) that a clause matches, and the largest activation predicted for each.
+
+        Raises MechlabError for a concept that was not given.
+        """
+        found = [self.clause_rows(clause) for clause in rule.clauses]
+        if len(found) == 1:
+            return found[0], np.full(len(found[0]), rule.clauses[0].strength)
+        rows, place = np.unique(np.concatenate(found), return_inverse=True)
+        strength = np.repeat([clause.strength for clause in rule.clauses], [len(each) for each in found])
+        predicted = np.zeros(len(rows))
+        np.maximum.at(predicted, place, strength)
+        return rows, predicted
+
+    def predict(self, rule: Rule) -> Float[np.ndarray, "row"]:
+        """The activation predicted on every row, 0 where the rule is silent. Errors as for ``rows``."""
+        predicted = np.zeros(len(self.text))
+        rows, strength = self.rows(rule)
+        predicted[rows] = strength
+        return predicted
+
+    def clause_rows(self, clause: Clause) -> Int[np.ndarray, "hit"]:
+        """Rows, ascending, on which all atoms of a clause hold. Errors as for ``rows``."""
+        first = min(clause.atoms, key=self._bound)
+        rows = self.atom_rows(first)
+        for atom in clause.atoms:
+            if atom is not first:
+                rows = rows[self.holds(atom, rows)]
+        return rows
+
+    def atom_rows(self, atom: Atom) -> Int[np.ndarray, "hit"]:
+        """Rows, ascending, on which an atom holds. Errors as for ``rows``."""
+        tables = self.tables
+        if atom.negated or not isinstance(atom, Token | Within | Spelling | Concept):
+            every = np.arange(len(self.text), dtype=np.int32)
+            return every[self.holds(atom, every)]
+        rows = tables.occurrences(self._ids(atom))
+        if isinstance(atom, Token) and atom.offset:
+            rows = rows[self._here(rows, -atom.offset)] - atom.offset
+        elif isinstance(atom, Within):
+            after = (rows[:, None] + np.arange(1, atom.reach + 1, dtype=np.int32)).ravel()
+            stop = np.repeat(tables.end[rows], atom.reach)
+            rows = np.unique(after[after < stop])
+        return rows
+
+    def holds(self, atom: Atom, rows: Int[np.ndarray, "asked"]) -> Bool[np.ndarray, "asked"]:
+        """Whether an atom, its negation heeded, holds on each of these rows. Errors as for ``rows``."""
+        found = self._holds(atom, rows)
+        return ~found if atom.negated else found
+
+    def _holds(self, atom: Atom, rows: Int[np.ndarray, "asked"]) -> Bool[np.ndarray, "asked"]:
+        tables = self.tables
+        match atom:
+            case Position():
+                position = self.text.position[rows]
+                last = np.iinfo(np.int64).max if atom.last is None else atom.last
+                between: np.ndarray = (position >= atom.first) & (position <= last)
+                return between
+            case Inside():
+                return (tables.quotes if atom.what == "quotes" else tables.brackets)[rows]
+            case Repeats():
+                return tables.repeats[rows]
+            case Induction():
+                return tables.induction[rows]
+            case Within():
+                # The last of the words before a row is near enough or none is.
+                places = tables.occurrences(self._ids(atom))
+                if len(places) == 0:
+                    return np.zeros(len(rows), bool)
+                before = np.searchsorted(places, rows, "left") - 1
+                last_before = places[np.maximum(before, 0)]
+                near_enough = last_before >= np.maximum(tables.begin[rows], rows - atom.reach)
+                reached: np.ndarray = (before >= 0) & near_enough
+                return reached
+        meant = np.zeros(len(self.text.vocabulary), bool)
+        meant[self._ids(atom)] = True
+        if not isinstance(atom, Token) or atom.offset == 0:
+            return meant[self.text.tokens[rows]]
+        here = self._here(rows, atom.offset)
+        here[here] = meant[self.text.tokens[rows[here] + atom.offset]]
+        return here
+
+    def _here(self, rows: Int[np.ndarray, "asked"], offset: int) -> Bool[np.ndarray, "asked"]:
+        """Whether the row at an offset from each of these lies in the same passage."""
+        there = rows + offset
+        inside: np.ndarray = (there >= self.tables.begin[rows]) & (there < self.tables.end[rows])
+        return inside
+
+    def _bound(self, atom: Atom) -> int:
+        """A number of rows that an atom hardly exceeds, cheaply."""
+        if atom.negated or not isinstance(atom, Token | Within | Spelling | Concept):
+            return len(self.text)
+        count = int(self.tables.count[self._ids(atom)].sum())
+        return count * atom.reach if isinstance(atom, Within) else count
+
+    def _ids(self, atom: Token | Within | Spelling | Concept) -> Int[np.ndarray, "word"]:
+        """Token ids that an atom means."""
+        if atom not in self._known:
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            self._known[atom] = self._find(atom)
+        return self._known[atom]
+
+    def _find(self, atom: Token | Within | Spelling | Concept) -> Int[np.ndarray, "word"]:
+        vocabulary = self.text.vocabulary
+        if isinstance(atom, Spelling):
+            tests = (token for token, text in enumerate(vocabulary.texts) if atom.test(text))
+            return np.fromiter(tests, np.int64)
+        if isinstance(atom, Concept):
+            if atom.name not in self.concepts:
+                raise MechlabError("no such list of words", atom.name, near(atom.name, self.concepts))
+            return vocabulary.ids(self.concepts[atom.name])
+        return vocabulary.ids(atom.words)
