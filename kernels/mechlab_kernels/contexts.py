@@ -18,6 +18,8 @@ from mechlab_kernels.select import select
 from mechlab_kernels.threads import torch_threads
 
 _ROW = 0x7FFFFFFF
+_STRIDE = 64  # rows between those whose passage is looked up beforehand
+_SPARE = 8  # peaks noted for every one that is asked for
 
 
 def top_peaks(
@@ -44,13 +46,13 @@ def top_peaks(
         raise ValueError("bounds do not divide the rows")
     if not (indptr[0] >= 0 and indptr[-1] <= len(row) == len(value)):
         raise ValueError("indptr goes past the entries")
-    peaks = np.full((len(indptr) - 1, count), -1, np.int32)
     if count < 1 or radius < 0:
         raise ValueError("count must be positive, radius not negative")
+    peaks = np.full((len(indptr) - 1, count), -1, np.int32)
+    near = np.searchsorted(bounds, np.arange(0, len(tokens), _STRIDE), side="right") - 1
     with torch_threads() as threads:
-        whole = _top_peaks(
-            portions(indptr, threads), indptr, row, value, tokens, bounds.astype(np.int64), radius, peaks
-        )
+        cuts = portions(indptr, threads)
+        whole = _top_peaks(cuts, indptr, row, value, tokens, bounds, near, radius, peaks)
     if not whole:
         raise ValueError("a row lies outside the text, or a value is not above 0 and finite")
     return peaks
@@ -87,77 +89,83 @@ def top_peaks_reference(
 
 @njit(cache=True, parallel=True)
 @no_type_check
-def _top_peaks(cuts, indptr, row, value, tokens, bounds, radius, peaks):
+def _top_peaks(cuts, indptr, row, value, tokens, bounds, near, radius, peaks):
     """Fill ``peaks``; False where an entry is damaged."""
     whole = np.ones(len(cuts) - 1, np.bool_)
+    count = peaks.shape[1]
     for portion in prange(len(cuts) - 1):
-        room = 0
+        room = _SPARE * count
         for feature in range(cuts[portion], cuts[portion + 1]):
             room = max(room, indptr[feature + 1] - indptr[feature])
         keys = np.empty(room, np.int64)
-        spans = np.empty((peaks.shape[1], 2), np.int64)
+        spans = np.empty((count, 2), np.int64)
         for feature in range(cuts[portion], cuts[portion + 1]):
-            start, stop = indptr[feature], indptr[feature + 1]
-            found = _passage_peaks(row[start:stop], value[start:stop], bounds, keys)
-            if found < 0:
-                whole[portion] = False
-            else:
-                _choose(keys[:found], tokens, bounds, radius, peaks[feature], spans)
+            rows, values = (
+                row[indptr[feature] : indptr[feature + 1]],
+                value[indptr[feature] : indptr[feature + 1]],
+            )
+            # Weak entries need no look while most texts differ: if that was too few, all are looked at.
+            for most in (_SPARE * count, room):
+                found, all_of_them = _passage_peaks(rows, values, bounds, near, keys[:most], 2 * count)
+                if found < 0:
+                    whole[portion] = False
+                    break
+                if _choose(keys[:found], tokens, bounds, near, radius, peaks[feature], spans) or all_of_them:
+                    break
     return whole.all()
 
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _passage_peaks(row, value, bounds, keys):
+def _passage_peaks(row, value, bounds, near, keys, kept):
     """Note the strongest entry of every passage as one integer: its value, then the earlier row first.
 
-    Returns how many; -1 where an entry is damaged.
+    When ``keys`` is full, all but the ``kept`` strongest are dropped, and what is weaker is passed over.
+    Returns how many are noted (-1 where an entry is damaged), and whether those are all.
     """
-    found, end, best = 0, np.int64(0), np.int64(-1)
-    rows, at = bounds[-1], 0
+    found, end, best, least, all_of_them = 0, np.int64(0), np.int64(-1), np.float32(0), True
     for i in range(len(row)):
         # Also false for NaN.
-        if not (np.float32(0) < value[i] < np.float32(np.inf)) or row[i] < 0 or row[i] >= rows:
-            return -1
+        if not (np.float32(0) < value[i] < np.float32(np.inf)) or row[i] < 0 or row[i] >= bounds[-1]:
+            return -1, False
+        if value[i] < least:
+            continue
         # Above 0, so ordered as its bits are.
         key = (np.int64(np.float32(value[i]).view(np.int32)) << 32) | np.int64(_ROW - row[i])
-        if row[i] >= end:
-            if best >= 0:
-                keys[found] = best
-                found += 1
-            at = _passage(bounds, row[i], at)
-            end, best = bounds[at + 1], key
-        elif key > best:
-            best = key
+        if row[i] < end:
+            best = max(best, key)
+            continue
+        if best >= 0:
+            if found == len(keys):
+                select(keys, kept)
+                found, all_of_them = kept, False
+                least = np.int32(keys[kept - 1] >> 32).view(np.float32)
+            keys[found] = best
+            found += 1
+        end, best = bounds[_passage(bounds, near, row[i]) + 1], key
     if best >= 0:
+        if found == len(keys):
+            select(keys, kept)
+            found, all_of_them = kept, False
         keys[found] = best
         found += 1
-    return found
+    return found, all_of_them
 
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _passage(bounds, row, low):
-    """The passage that a row lies in, at ``low`` or after it: by doubling steps, then by halves."""
-    step = 1
-    high = low + 1
-    while bounds[high] <= row:
-        low = high
-        step *= 2
-        high = min(low + step, len(bounds) - 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if bounds[middle] <= row:
-            low = middle
-        else:
-            high = middle
-    return low
+def _passage(bounds, near, row):
+    """The passage that a row lies in."""
+    at = near[row // _STRIDE]
+    while bounds[at + 1] <= row:
+        at += 1
+    return at
 
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _choose(keys, tokens, bounds, radius, peaks, spans):
-    """The strongest with texts of their own; in growing portions, as most often the first will do."""
+def _choose(keys, tokens, bounds, near, radius, peaks, spans):
+    """Fill ``peaks`` with the strongest that have texts of their own; False when there are too few."""
     taken, done, portion = 0, 0, 2 * len(peaks)
     while done < len(keys) and taken < len(peaks):
         rest = keys[done:]
@@ -169,7 +177,7 @@ def _choose(keys, tokens, bounds, radius, peaks, spans):
             if taken == len(peaks):
                 break
             peak = _ROW - (rest[i] & _ROW)
-            at = _passage(bounds, peak, 0)
+            at = _passage(bounds, near, peak)
             first, last = max(peak - radius, bounds[at]), min(peak + radius + 1, bounds[at + 1])
             if not _read(tokens, spans[:taken], first, last):
                 peaks[taken] = peak
@@ -177,6 +185,7 @@ def _choose(keys, tokens, bounds, radius, peaks, spans):
                 taken += 1
         done += portion
         portion *= 4
+    return taken == len(peaks)
 
 
 @njit(cache=True, nogil=True)

@@ -55,6 +55,15 @@ def test_the_same_text_many_times_over():
     ]
 
 
+@pytest.mark.parametrize("passages", range(14, 20))
+@pytest.mark.parametrize("up", [False, True])
+def test_as_many_passages_as_are_noted_at_a_time(passages, up):
+    row = np.arange(passages, dtype=np.int32)
+    value = (1 + (row if up else row[::-1])).astype(np.float32)
+    case = np.array([0, passages]), row, value, row, np.arange(passages + 1)
+    assert np.array_equal(top_peaks(*case, 2, 1), top_peaks_reference(*case, 2, 1))
+
+
 def test_some_of_the_features():
     case = stream(1, 400, 30, 0.5, levels=9, words=4)
     whole = top_peaks(*case, 5, 2)
