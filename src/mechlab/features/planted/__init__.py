@@ -1,0 +1,1 @@
+"""Features whose explanation is known, to test explainers and scores on."""
