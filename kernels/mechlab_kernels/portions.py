@@ -1,6 +1,8 @@
-"""Division of features among threads by the work they are: their entries, not their number."""
+"""Division of features by the work they are: their entries, not their number."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int
@@ -19,3 +21,16 @@ def portions(indptr: Int[np.ndarray, "feature_plus_1"], threads: int) -> Int[np.
     cuts = np.searchsorted(work, wanted).astype(np.int64)
     cuts[0], cuts[-1] = 0, len(indptr) - 1
     return cuts
+
+
+def blocks(indptr: Int[np.ndarray, "feature_plus_1"], entries: int) -> Iterator[tuple[int, int]]:
+    """First feature of every block and the one after its last; a block holds at most so many entries.
+
+    A feature with more is a block of its own.
+    """
+    first, features = 0, len(indptr) - 1
+    while first < features:
+        last = int(np.searchsorted(indptr, indptr[first] + entries, side="right")) - 1
+        last = min(max(last, first + 1), features)
+        yield first, last
+        first = last
