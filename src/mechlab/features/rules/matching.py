@@ -19,6 +19,7 @@ from mechlab.features.rules.atoms import (
     Token,
     Within,
 )
+from mechlab.features.rules.counting import stands, stands_within
 from mechlab.features.rules.grammar import Clause, Rule
 from mechlab.features.rules.tables import TextTables
 from mechlab.features.text import Text
@@ -81,7 +82,8 @@ class Matcher:
             return every[self.holds(atom, every)]
         rows = tables.occurrences(self._ids(atom))
         if isinstance(atom, Token) and atom.offset:
-            rows = rows[self._here(rows, -atom.offset)] - atom.offset
+            here = rows - atom.offset
+            rows = here[(here >= tables.begin[rows]) & (here < tables.end[rows])]
         elif isinstance(atom, Within):
             after = (rows[:, None] + np.arange(1, atom.reach + 1, dtype=np.int32)).ravel()
             stop = np.repeat(tables.end[rows], atom.reach)
@@ -95,41 +97,30 @@ class Matcher:
 
     def _holds(self, atom: Atom, rows: Int[np.ndarray, "asked"]) -> Bool[np.ndarray, "asked"]:
         tables = self.tables
+        found: np.ndarray
         match atom:
             case Position():
                 position = self.text.position[rows]
-                last = np.iinfo(np.int64).max if atom.last is None else atom.last
-                between: np.ndarray = (position >= atom.first) & (position <= last)
-                return between
+                found = (position >= atom.first) & (atom.last is None or position <= atom.last)
             case Inside():
-                return (tables.quotes if atom.what == "quotes" else tables.brackets)[rows]
+                found = (tables.quotes if atom.what == "quotes" else tables.brackets)[rows]
             case Repeats():
-                return tables.repeats[rows]
+                found = tables.repeats[rows]
             case Induction():
-                return tables.induction[rows]
+                found = tables.induction[rows]
             case Within():
-                # The last of the words before a row is near enough or none is.
-                places = tables.occurrences(self._ids(atom))
-                if len(places) == 0:
-                    return np.zeros(len(rows), bool)
-                before = np.searchsorted(places, rows, "left") - 1
-                last_before = places[np.maximum(before, 0)]
-                near_enough = last_before >= np.maximum(tables.begin[rows], rows - atom.reach)
-                reached: np.ndarray = (before >= 0) & near_enough
-                return reached
+                meant = self._meant(atom)
+                found = stands_within(self.text.tokens, tables.begin, rows, atom.reach, meant)
+            case _:
+                offset = atom.offset if isinstance(atom, Token) else 0
+                meant = self._meant(atom)
+                found = stands(self.text.tokens, tables.begin, tables.end, rows, offset, meant)
+        return found
+
+    def _meant(self, atom: Token | Within | Spelling | Concept) -> Bool[np.ndarray, "token"]:
         meant = np.zeros(len(self.text.vocabulary), bool)
         meant[self._ids(atom)] = True
-        if not isinstance(atom, Token) or atom.offset == 0:
-            return meant[self.text.tokens[rows]]
-        here = self._here(rows, atom.offset)
-        here[here] = meant[self.text.tokens[rows[here] + atom.offset]]
-        return here
-
-    def _here(self, rows: Int[np.ndarray, "asked"], offset: int) -> Bool[np.ndarray, "asked"]:
-        """Whether the row at an offset from each of these lies in the same passage."""
-        there = rows + offset
-        inside: np.ndarray = (there >= self.tables.begin[rows]) & (there < self.tables.end[rows])
-        return inside
+        return meant
 
     def _bound(self, atom: Atom) -> int:
         """A number of rows that an atom hardly exceeds, cheaply."""

@@ -55,12 +55,18 @@ class TextTables:
     @functools.cached_property
     def quotes(self) -> Bool[np.ndarray, "row"]:
         """True inside a quotation."""
-        return _inside(self.text.tokens, self.text.starts, *_marks(self.text.vocabulary, QUOTES), True)
+        found: np.ndarray = _inside(
+            self.text.tokens, self.text.starts, *_marks(self.text.vocabulary, QUOTES), True
+        )
+        return found
 
     @functools.cached_property
     def brackets(self) -> Bool[np.ndarray, "row"]:
         """True inside brackets."""
-        return _inside(self.text.tokens, self.text.starts, *_marks(self.text.vocabulary, BRACKETS), False)
+        found: np.ndarray = _inside(
+            self.text.tokens, self.text.starts, *_marks(self.text.vocabulary, BRACKETS), False
+        )
+        return found
 
     @functools.cached_property
     def repeats(self) -> Bool[np.ndarray, "row"]:
@@ -95,7 +101,7 @@ def _marks(
 
 
 # numba compiles the plain function and cannot see through a run-time type check.
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def _inside(
     tokens: Shaped[np.ndarray, "row"],
