@@ -129,7 +129,7 @@ def eigenvalue_positivity(
     MechlabError for no tokens.
     """
     if tokens is None:
-        tokens = torch.arange(_unembedding(read_weights(module)).shape[1])
+        tokens = torch.arange(folded_unembedding(read_weights(module)).shape[1])
     vocabulary = _Vocabulary(module, tokens, embedding=True)
     unembed = vocabulary.unembed[:, tokens.to(vocabulary.unembed.device)]
 
@@ -149,7 +149,7 @@ class _Vocabulary:
             raise MechlabError("no tokens to score heads on")
         weights = read_weights(module)
         self.heads: Heads = read_heads(module)
-        self.unembed = _unembedding(weights)
+        self.unembed = folded_unembedding(weights)
         outside = tokens[(tokens < 0) | (tokens >= self.unembed.shape[1])]
         if len(outside):
             raise MechlabError(
@@ -203,7 +203,7 @@ def effective_embeddings(
 
 
 @torch.no_grad()
-def _unembedding(weights: Weights) -> Float[Tensor, "d_model d_vocab"]:
+def folded_unembedding(weights: Weights) -> Float[Tensor, "d_model d_vocab"]:
     """W_U with the final norm folded in, without biases."""
     basis = torch.eye(weights.attentions[0].output.shape[-1]).to(weights.attentions[0].output)
     matrix = weights.unembed(basis) - weights.unembed(torch.zeros_like(basis[:1]))
