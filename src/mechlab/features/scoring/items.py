@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from mechlab.errors import MechlabError
 from mechlab.features.explanations import Explanation
 from mechlab.features.text import Text
 
@@ -72,8 +73,8 @@ class Items:
 class Judge(Protocol):
     """Answers for one explanation how likely each item is a positive; NaN where it has no answer.
 
-    A judge with a true attribute ``graded`` gives degrees and is measured by AUROC; of all others an
-    answer above 1/2 means yes.
+    Answers that are only 0 and 1 are measured by balanced accuracy; a judge that gives anything
+    else in a run gives degrees, and is measured by AUROC.
     """
 
     def __call__(self, explanation: Explanation, text: Text, items: Items) -> Float[np.ndarray, "item"]:
@@ -98,6 +99,37 @@ class BatchJudge(Protocol):
         ...
 
 
-def is_graded(judge: object) -> bool:
-    """True for a judge whose answers are degrees."""
-    return bool(getattr(judge, "graded", False))
+def ask(
+    judge: Judge | BatchJudge,
+    text: Text,
+    questions: Sequence[Question],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Float[np.ndarray, "_"]]:
+    """All answers of a judge, in the order of the questions.
+
+    Args:
+        progress: told how many questions are answered, and of how many.
+
+    Raises MechlabError when a judge does not give one number per item.
+    """
+    if isinstance(judge, BatchJudge):
+        answers = judge.answer_all(text, questions)
+    else:
+        answers = []
+        for question in questions:
+            answers.append(judge(question.explanation, text, question.items))
+            if progress is not None:
+                progress(len(answers), len(questions))
+    for question, answer in zip(questions, answers, strict=True):
+        if answer.shape != question.items.start.shape:
+            raise MechlabError(
+                "a judge must give one answer per item",
+                f"{answer.shape} for {len(question.items)} items",
+                "give NaN where there is no answer",
+            )
+    return answers
+
+
+def are_graded(answers: Sequence[Float[np.ndarray, "_"]]) -> bool:
+    """True when some answer is neither 0 nor 1 nor missing."""
+    return any(bool(((each != 0) & (each != 1) & ~np.isnan(each)).any()) for each in answers)

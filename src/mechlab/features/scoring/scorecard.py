@@ -1,0 +1,168 @@
+"""Scores of many features, their totals, and their artifact."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mechlab.artifacts import Artifact, open_artifact, writing
+from mechlab.features.scoring.metrics import over_features
+from mechlab.files import canonical_json, write_atomic
+from mechlab.scores import Score
+
+KIND = "feature-scores"
+_FILE = "scores.json"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One score of one explanation.
+
+    Attributes:
+        feature, explainer: what was scored; the explainer is "" where no explanation is needed.
+        scorer: what was measured ("detection", "token f1").
+        score: with interval, and the score of another feature's explanation as its null.
+        base_rate: share of the windows (of the tokens, for token scores) in which the feature is active.
+        failed: items without a usable answer; they do not count for or against.
+        n_positive, n_negative: items that do count.
+    """
+
+    feature: int
+    explainer: str
+    scorer: str
+    score: Score
+    base_rate: float
+    failed: int
+    n_positive: int
+    n_negative: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**self.__dict__, "score": self.score.to_dict()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Scored:
+        """The inverse of ``to_dict``."""
+        return cls(**{**fields, "score": Score.from_dict(fields["score"])})
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """Why an explanation has no score from a scorer; both names are "" where no scorer was to blame."""
+
+    feature: int
+    explainer: str
+    scorer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Total:
+    """One measure of one explainer over all features that have it.
+
+    Attributes:
+        mean, median: over features, with intervals over features and the same of the nulls.
+        unscored: features without it.
+        failed: answers that could not be used.
+    """
+
+    explainer: str
+    scorer: str
+    mean: Score
+    median: Score
+    unscored: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """Scores in order of feature, and features without.
+
+    Attributes:
+        seed: the intervals of the totals are drawn with.
+    """
+
+    scored: tuple[Scored, ...]
+    unscored: tuple[Unscored, ...]
+    seed: int = 0
+
+    def __iter__(self) -> Iterator[Scored]:
+        return iter(self.scored)
+
+    def __len__(self) -> int:
+        return len(self.scored)
+
+    def of(self, scorer: str, explainer: str | None = None) -> dict[int, Scored]:
+        """Feature → its score by one scorer (of one explainer)."""
+        return {
+            each.feature: each
+            for each in self.scored
+            if each.scorer == scorer and explainer in (None, each.explainer)
+        }
+
+    def totals(self) -> list[Total]:
+        """Every measure of every explainer over its features, in order of first appearance."""
+        kinds: dict[tuple[str, str], list[Scored]] = {}
+        for each in self.scored:
+            kinds.setdefault((each.explainer, each.scorer), []).append(each)
+        without = Counter((each.explainer, each.scorer) for each in self.unscored)
+        found = []
+        for (explainer, scorer), members in kinds.items():
+            total = over_features(scorer, [each.score for each in members], self.seed)
+            if total is not None:
+                failed = sum(each.failed for each in members)
+                found.append(Total(explainer, scorer, *total, without[explainer, scorer], failed))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "seed": self.seed,
+            "scored": [each.to_dict() for each in self.scored],
+            "unscored": [asdict(each) for each in self.unscored],
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Scorecard:
+        """The inverse of ``to_dict``."""
+        scored = tuple(Scored.from_dict(each) for each in fields["scored"])
+        return cls(scored, tuple(Unscored(**each) for each in fields["unscored"]), fields["seed"])
+
+
+def save_scores(
+    card: Scorecard,
+    path: Path | str,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    overwrite: bool = False,
+) -> Artifact:
+    """Write scores as an artifact of kind "feature-scores".
+
+    Args:
+        config: how they were made (scorers, judge, samples, width).
+        inputs: role → fingerprint of what was scored ({"index": …, "explanations": …}).
+
+    Raises MechlabError as ``mechlab.artifacts.writing`` does.
+    """
+    with writing(path, KIND, config=config, seed=card.seed, inputs=inputs, overwrite=overwrite) as writer:
+        if writer.finished is not None:
+            return writer.finished
+        write_atomic(writer.work / _FILE, canonical_json(card.to_dict()))
+        facts = {
+            "totals": [
+                {**asdict(total), "mean": total.mean.to_dict(), "median": total.median.to_dict()}
+                for total in card.totals()
+            ],
+            "unscored": len(card.unscored),
+        }
+        return writer.commit([_FILE], facts)
+
+
+def load_scores(path: Path | str) -> Scorecard:
+    """Read scores back. MechlabError when ``path`` holds none."""
+    return Scorecard.from_dict(json.loads(open_artifact(path, KIND).file(_FILE).read_text(encoding="utf-8")))
