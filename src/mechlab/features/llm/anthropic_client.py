@@ -1,0 +1,91 @@
+"""Claude through the Anthropic messages protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from mechlab.errors import MechlabError
+from mechlab.features.llm.client import Reply, Request, call_failed, library
+
+if TYPE_CHECKING:
+    import anthropic
+
+ANTHROPIC = "https://api.anthropic.com"
+
+
+class AnthropicClient:
+    """A client of the Anthropic protocol. It tells no log-probabilities; replies have none.
+
+    Answers with a schema come as the input of a tool that the model must use.
+
+    Args:
+        model: name of the model.
+        base_url: the server, without the "/v1"; None: ANTHROPIC_BASE_URL, else Anthropic itself.
+        key: None: ANTHROPIC_API_KEY.
+        timeout: seconds to wait for an answer.
+
+    Raises MechlabError when the ``anthropic`` package or the key is missing.
+    """
+
+    def __init__(
+        self, model: str, *, base_url: str | None = None, key: str | None = None, timeout: float = 120.0
+    ) -> None:
+        with library("anthropic"):
+            import anthropic  # noqa: F401
+        self.model = model
+        self.endpoint = (base_url or os.environ.get("ANTHROPIC_BASE_URL") or ANTHROPIC).rstrip("/")
+        self._key = key or os.environ.get("ANTHROPIC_API_KEY") or None
+        if self._key is None and self.endpoint == ANTHROPIC:
+            raise MechlabError("no key for Anthropic", remedy="set ANTHROPIC_API_KEY")
+        self._timeout = timeout
+        self._connection: anthropic.AsyncAnthropic | None = None
+
+    async def complete(self, request: Request) -> Reply:
+        """Send once. Raises CallFailed when no answer came."""
+        import anthropic
+
+        if self._connection is None:
+            self._connection = anthropic.AsyncAnthropic(
+                base_url=self.endpoint, api_key=self._key or "none", timeout=self._timeout, max_retries=0
+            )
+        try:
+            return _reply(await self._connection.messages.create(**_fields(request)))
+        except (anthropic.AnthropicError, ValueError, AttributeError, TypeError, LookupError) as error:
+            raise call_failed(error) from error
+
+    async def close(self) -> None:
+        """Let the connections go."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+
+def _fields(request: Request) -> dict[str, Any]:
+    system = "\n\n".join(each.content for each in request.messages if each.role == "system")
+    fields: dict[str, Any] = {
+        "model": request.model,
+        "messages": [
+            {"role": each.role, "content": each.content} for each in request.messages if each.role != "system"
+        ],
+        "max_tokens": request.max_tokens,
+    }
+    if system:
+        fields["system"] = system
+    if request.temperature is not None:
+        fields["temperature"] = request.temperature
+    if request.schema is not None:
+        schema = json.loads(json.dumps(request.schema))
+        fields["tools"] = [{"name": "answer", "description": "Give the answer.", "input_schema": schema}]
+        fields["tool_choice"] = {"type": "tool", "name": "answer"}
+    return fields
+
+
+def _reply(told: Any) -> Reply:
+    used = [json.dumps(block.input, ensure_ascii=False) for block in told.content if block.type == "tool_use"]
+    said = [block.text for block in told.content if block.type == "text"]
+    stop = {"refusal": "refused", "max_tokens": "length"}.get(told.stop_reason, "stop")
+    read = [told.usage.input_tokens]
+    read += [getattr(told.usage, f"cache_{kind}_input_tokens", None) or 0 for kind in ("creation", "read")]
+    return Reply("".join(used or said), sum(read), told.usage.output_tokens, stop=stop)
