@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from exchanged import EMPTY, SMILE_IDS, VOCABULARY, random_index
+
 from mechlab.errors import MechlabError
 from mechlab.features.formats.examples import FeatureExamples, activation_histogram
 from mechlab.features.formats.folder import chosen, new_folder, read_json
@@ -42,7 +42,9 @@ def test_windows_say_the_text_and_never_cut_a_character(radius: int | None) -> N
     for row in range(len(index.text)):
         example = examples.at(row)
         shown = "".join(example.tokens)
-        assert "\ufffd" not in shown and "\\x" not in shown and all(example.tokens)
+        assert "\ufffd" not in shown
+        assert "\\x" not in shown
+        assert all(example.tokens)
         low, high = (int(b) for b in index.text.bounds[index.text.passage[row] : index.text.passage[row] + 2])
         whole = VOCABULARY.string(index.text.tokens[low:high])
         assert shown in whole
@@ -56,7 +58,9 @@ def test_parts_of_a_character_are_joined_with_their_largest_activation() -> None
     index = _of([[1, *SMILE_IDS, 2]], [0.0, 0.5, 2.0, 1.0, 0.0, 3.0])
     for row in range(1, 5):
         example = FeatureExamples(index, 0, radius=0).at(row)
-        assert example.tokens == ("🙂",) and example.values == (2.0,) and example.peak == 0
+        assert example.tokens == ("🙂",)
+        assert example.values == (2.0,)
+        assert example.peak == 0
     assert FeatureExamples(index, 0, radius=1).at(5).tokens == ("🙂", " w2")
 
 
@@ -83,7 +87,8 @@ def test_groups() -> None:
 
 def test_histogram_by_hand() -> None:
     counts, centres = activation_histogram(np.array([1.0, 2.0, 2.0, 5.0]), bins=4)
-    assert counts == [1, 2, 0, 1] and centres == [1.5, 2.5, 3.5, 4.5]
+    assert counts == [1, 2, 0, 1]
+    assert centres == [1.5, 2.5, 3.5, 4.5]
     assert activation_histogram(np.zeros(0)) == ([], [])
 
 
@@ -92,7 +97,8 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), new_folder(out) as folder:
         (folder / "half.txt").write_text("half")
         raise RuntimeError
-    assert not out.exists() and not any(out.parent.iterdir())
+    assert not out.exists()
+    assert not any(out.parent.iterdir())
     with new_folder(out) as folder:
         (folder / "one.txt").write_text("one")
         assert not out.exists()

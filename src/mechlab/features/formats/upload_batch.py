@@ -111,10 +111,11 @@ def check_upload_batch(body: dict[str, Any]) -> None:
     required(body, ("modelId", "source", "features"), "upload-batch")
     features = body["features"]
     _within("features in a body", len(features), 1, FEATURES)
+    for feature in features:
+        required(feature, ("index", "activations"), "upload-batch")
     if len({each["index"] for each in features}) != len(features):
         raise MechlabError("a feature occurs twice", body["source"], "once in a body")
     for feature in features:
-        required(feature, ("index", "activations"), "upload-batch")
         _within("index", feature["index"], 0, _LARGEST_INDEX)
         _within("density", feature.get("density", 0), 0, 1)
         for side in ("topLogits", "bottomLogits"):
@@ -138,7 +139,7 @@ def check_upload_batch(body: dict[str, Any]) -> None:
             _within("quantileFraction", example.get("quantileFraction") or 0, 0, 1)
 
 
-def _within(what: str, value: float, low: float | None, high: float | None) -> None:
+def _within(what: str, value: int | float, low: int | None, high: int | None) -> None:
     if (low is not None and value < low) or (high is not None and value > high):
         raise MechlabError(f"{what}: out of bounds", value, f"from {low} to {high}")
 
