@@ -228,7 +228,7 @@ def _quotes(draw: _Drawer) -> Made:
     opening = tuple(
         each for each in draw.counts if each.strip() in ('"', "“", "(", "[") and draw.counts[each]
     )
-    (first, *_) = draw.some(1)[0].strip()
+    first = draw.some(1)[0].strip()[0]
     begins = Spelling("contains", first)
     # Every text has few kinds of brackets: a second one of a kind asks for a letter, too.
     if draw.drawn(_rule(Inside(what))):
