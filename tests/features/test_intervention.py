@@ -1,0 +1,126 @@
+"""Intervention: steered text at matched KL, what it promotes, and whether a scorer hears it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mechlab.errors import MechlabError
+from mechlab.features.explanations import Explanation
+from mechlab.features.scoring.intervention import (
+    Steered,
+    intervention_score,
+    promotion_score,
+    reader,
+    steer,
+)
+from mechlab.features.vocabulary import Vocabulary
+from mechlab.models.subject import Subject, load_model
+
+SITE = "blocks.3.hook_resid_post"
+WORDS = (" friend", " mom", " Timmy")
+
+
+@pytest.fixture(scope="module")
+def stories(stories_model: Path) -> Subject:
+    return load_model(stories_model)
+
+
+@pytest.fixture(scope="module")
+def prompts(stories: Subject) -> torch.Tensor:
+    said = (
+        "Once upon a time there was",
+        "One day Tim went to the",
+        "The little girl saw a big",
+        "Mom and dad",
+    )
+    rows = [stories.tokens(each).tolist()[:5] for each in said] * 20
+    return torch.tensor(rows)
+
+
+@pytest.fixture(scope="module")
+def steered(stories: Subject, prompts: torch.Tensor) -> dict[str, Steered]:
+    """Text under the directions that the unembedding reads as one word each."""
+    rows = stories.module.get_output_embeddings().weight
+    found = {}
+    for word in WORDS:
+        token = next(t for t in range(len(rows)) if stories.token_text(t) == word)
+        found[word] = steer(stories, SITE, rows[token] - rows.mean(0), prompts, kl=1.0, new_tokens=6)
+    return found
+
+
+def test_promoted_words_are_written_more_often(steered: dict[str, Steered]) -> None:
+    for word, written in steered.items():
+        found = promotion_score([word], written)
+        assert found.n == 80
+        assert found.beats_null, word
+        share = np.mean(written.steered.numpy() == written.vocabulary.ids([word])[0])
+        before = np.mean(written.clean.numpy() == written.vocabulary.ids([word])[0])
+        assert found.value == pytest.approx(share - before)
+        others = [other for other in WORDS if other != word]
+        assert promotion_score(others, written).value < found.value / 3
+
+
+def test_both_directions_are_pushed_to_the_same_kl(steered: dict[str, Steered]) -> None:
+    for written in steered.values():
+        assert written.kl == pytest.approx(1.0, rel=0.011)
+        assert min(written.strength, *written.random_strengths) > 0
+        assert written.clean.shape == written.steered.shape == (80, 6)
+        assert written.random.shape == (3, 80, 6)
+
+
+def test_a_scorer_that_reads_recovers_the_explanation(stories: Subject, steered: dict[str, Steered]) -> None:
+    """The scorer knows which words it has just read: all that a model of this size can tell."""
+    scorer = reader(stories, template="{passage} The")
+    for word, written in steered.items():
+        right = intervention_score(Explanation(0, "person", word.strip()), written, scorer)
+        assert right.null is not None
+        assert right.low > max(0, right.null.value), word
+        wrong = [
+            intervention_score(Explanation(0, "person", other.strip()), written, scorer).value
+            for other in WORDS
+            if other != word
+        ]
+        assert right.value > np.mean(wrong) + 0.2, word
+
+
+def test_the_score_by_hand() -> None:
+    vocabulary = Vocabulary((" a", " b"))
+    rows = [torch.tensor(each) for each in ([[0], [0], [0]], [[1], [0], [1]], [[0], [1], [0]])]
+    written = Steered(vocabulary, *rows[:2], rows[2][None], 1.0, (1.0,), 0.5)
+    told = {" a": -3.0, " b": -1.0}
+
+    def plausibility(passages: list[str], explanation: str) -> np.ndarray:
+        return np.array([told[passage] for passage in passages]) - len(explanation)
+
+    found = intervention_score(Explanation(0, "person", "b"), written, plausibility)
+    assert found.value == pytest.approx((2 + 0 + 2) / 3)
+    assert found.null is not None
+    assert found.null.value == pytest.approx(2 / 3)
+    deaf = intervention_score(Explanation(0, "person", "b"), written, lambda p, _: np.full(len(p), math.nan))
+    assert math.isnan(deaf.value)
+    assert deaf.n == 0
+
+
+def test_same_seed_same_text_and_no_push_no_difference(stories: Subject, prompts: torch.Tensor) -> None:
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    once = steer(stories, SITE, vector, prompts[:4], kl=0.1, new_tokens=4, seed=3)
+    twice = steer(stories, SITE, vector, prompts[:4], kl=0.1, new_tokens=4, seed=3)
+    assert torch.equal(once.steered, twice.steered)
+    assert torch.equal(once.random, twice.random)
+    # The noise is shared: at a tiny KL nearly every token is the same.
+    slight = steer(stories, SITE, vector, prompts, kl=1e-4, new_tokens=4)
+    assert (slight.steered == slight.clean).double().mean() > 0.95
+
+
+def test_refusals(stories: Subject, steered: dict[str, Steered]) -> None:
+    with pytest.raises(MechlabError, match="no word is a token"):
+        promotion_score(["antidisestablishment"], steered[WORDS[0]])
+    with pytest.raises(MechlabError, match="random direction"):
+        steer(stories, SITE, torch.ones(64), torch.ones(1, 2, dtype=torch.long), controls=0)
+    with pytest.raises(MechlabError, match=r"put \{passage\} in it"):
+        reader(stories, template="nothing")
