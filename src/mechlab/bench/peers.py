@@ -3,7 +3,7 @@
 Their requirements clash with ours, so each lives in a virtual environment under ``.peers/``, built
 from a pinned list. A peer's process waits without computing until it is asked for a step; its steps
 can so be interleaved with ours while only one process computes. ``Peer`` trains a dictionary;
-``mechlab.bench.autocircuit`` asks about circuits.
+``mechlab.bench.autocircuit`` asks about circuits, ``mechlab.bench.feature_peers`` about features.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ PEERS = {
     "dictionary-learning": _Kind("step_dictionary", "requirements-dictionary-learning.txt"),
     "sparsify": _Kind("step_sparsify", "requirements-sparsify.txt"),
     "auto-circuit": _Kind("step_autocircuit", "requirements-auto-circuit.txt"),
+    "delphi": _Kind("step_delphi", "requirements-delphi.txt"),
+    "saedashboard": _Kind("step_saedashboard", "requirements-saedashboard.txt"),
 }
 # Those that train dictionaries.
 TRAINERS = ("sae-lens", "dictionary-learning", "sparsify")

@@ -13,14 +13,14 @@ from mechlab.settings import Settings
 class SetupConfig(Settings):
     """Build the environments of the tools that benchmarks compare with, from pinned requirements.
 
-    What is already built stays. Takes about two minutes and 4 GB on disk.
+    What is already built stays. Takes about five minutes and 8 GB on disk.
 
     Example: mechlab bench setup-peers --names sparsify
     """
 
     names: tuple[str, ...] = ()
-    """Peers: sae-lens (lives in our environment), dictionary-learning, sparsify, auto-circuit; all by
-    default."""
+    """Peers: sae-lens (lives in our environment), dictionary-learning, sparsify, auto-circuit, delphi,
+    saedashboard; all by default."""
     folder: Path = Path(".peers")
     """Where the environments go."""
 

@@ -61,14 +61,7 @@ def write_delphi(
     Raises MechlabError for activations that float16 cannot hold, and where ``path`` is taken.
     """
     text, keep = index.text, chosen(index, features)
-    lengths, shift = np.diff(text.bounds), 0 if bos is None else 1
-    width = max(-(-(int(lengths.max(initial=1)) + shift) // multiple) * multiple, multiple)
-    place = np.arange(len(text)) - text.bounds[:-1][text.passage] + shift
-    filler = pad if pad is not None else bos if bos is not None else 0
-    tokens = np.full((len(lengths), width), filler, np.int64)
-    if bos is not None:
-        tokens[:, 0] = bos
-    tokens[text.passage, place] = text.tokens
+    tokens, place = layout(text, bos=bos, pad=pad, multiple=multiple)
     splits = max(1, min(splits, index.n_features))
     edges = np.linspace(0, index.n_features, splits + 1).astype(np.int64).tolist()
     with new_folder(path, overwrite=overwrite) as folder:
@@ -85,12 +78,12 @@ def write_delphi(
                 "tokens": tokens,
             }
             save_file(data, folder / f"{start}_{stop - 1}.safetensors")
-        write_json(folder / _CONFIG, _config(model, width, tokens.size, splits), indent=4)
+        write_json(folder / _CONFIG, _config(model, tokens.shape[1], tokens.size, splits), indent=4)
         first = text.bounds[:-1]
         np.savez(
             folder / _PASSAGES,
-            length=lengths,
-            shift=np.int64(shift),
+            length=np.diff(text.bounds),
+            shift=np.int64(bos is not None),
             context=text.context[first],
             document=text.document[first],
             position=text.position,
@@ -142,6 +135,25 @@ def read_delphi(
     return FeatureIndex(text, indptr, row[order], value[order], {"delphi": config, **about})
 
 
+def layout(
+    text: Text, *, bos: int | None = None, pad: int | None = None, multiple: int = 32
+) -> tuple[Int[np.ndarray, "line column"], Int[np.ndarray, "row"]]:
+    """Passages as lines of one length, and the column of every row of the text.
+
+    Args:
+        bos, pad, multiple: as in ``write_delphi``.
+    """
+    lengths, shift = np.diff(text.bounds), 0 if bos is None else 1
+    width = max(-(-(int(lengths.max(initial=1)) + shift) // multiple) * multiple, multiple)
+    column = np.arange(len(text)) - text.bounds[:-1][text.passage] + shift
+    filler = pad if pad is not None else bos if bos is not None else 0
+    tokens = np.full((len(lengths), width), filler, np.int64)
+    if bos is not None:
+        tokens[:, 0] = bos
+    tokens[text.passage, column] = text.tokens
+    return tokens, column
+
+
 def _entries(
     index: FeatureIndex, features: list[int]
 ) -> tuple[Int[np.ndarray, "entry"], Float32[np.ndarray, "entry"], Int[np.ndarray, "entry"]]:
@@ -152,7 +164,8 @@ def _entries(
     feature = np.repeat(np.array(features, np.int64), [len(each) for each, _ in several])
     kept = value > LEAST
     row, value, feature = row[kept], value[kept], feature[kept]
-    order = np.lexsort((feature, row))
+    # Features ascend already.
+    order = np.argsort(row, kind="stable")
     return row[order], value[order], feature[order]
 
 

@@ -60,7 +60,9 @@ class FeatureExamples:
         first, last = np.searchsorted(self._row, (start, stop))
         dense = np.zeros(stop - start)
         dense[self._row[first:last] - start] = self._value[first:last]
-        tokens, values, peak = [], [], 0
+        tokens: list[str] = []
+        values: list[float] = []
+        peak = 0
         for piece in self.text.vocabulary.pieces(np.asarray(self.text.tokens[start:stop])):
             if piece.start <= row - start < piece.stop:
                 peak = len(tokens)

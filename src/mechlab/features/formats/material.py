@@ -54,7 +54,8 @@ class Material:
         top_logits, bottom_logits: tokens that the feature raises or lowers most, with the effect on
             the logit, strongest first.
         logit_histogram: counts and centres of bins over all tokens' logit effects.
-        correlated: other features with the correlation of their activations, strongest first.
+        together: other features that are active on the same tokens, with Jaccard's index, closest first.
+        correlated: the same with Pearson's correlation of the activations over all tokens, strongest first.
         similar: other features with the cosine of their directions, strongest first.
         vector: the direction that the feature writes.
         said: explanations and notes.
@@ -63,6 +64,7 @@ class Material:
     top_logits: Mapping[int, Sequence[tuple[str, float]]] = field(default_factory=dict)
     bottom_logits: Mapping[int, Sequence[tuple[str, float]]] = field(default_factory=dict)
     logit_histogram: Mapping[int, tuple[Sequence[int], Sequence[float]]] = field(default_factory=dict)
+    together: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)
     correlated: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)
     similar: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)
     vector: Mapping[int, Sequence[float]] = field(default_factory=dict)

@@ -157,13 +157,16 @@ def read_neuronpedia(path: Path | str) -> Bulk:
     for table, fields in zip(_TABLES, (_FEATURE, _ACTIVATION, _EXPLANATION), strict=True):
         files = sorted((folder / table).glob("batch-*.jsonl*"), key=lambda file: (len(file.name), file.name))
         tables[table] = [required(row, fields, file) for file in files for row in _rows(file)]
-    return Bulk(**singles, **tables)
+    return Bulk(
+        singles["release"], singles["model"], singles["sourceset"], singles["source"],
+        tables["features"], tables["activations"], tables["explanations"],
+    )  # fmt: skip
 
 
 def _singles(index: FeatureIndex, source: Source) -> tuple[dict[str, Any], ...]:
     by = {"creatorId": source.creator_id, "createdAt": source.created}
     lengths = index.text.bounds[1:] - index.text.bounds[:-1]
-    release = {
+    release: dict[str, Any] = {
         "name": source.release, "description": source.description, "descriptionShort": source.description,
         "visibility": "PUBLIC", "isNewUi": False, "featured": False, "urls": [], "creatorEmail": None,
         "creatorName": source.creator, "creatorNameShort": source.creator, "defaultSourceSetName": None,
@@ -175,14 +178,14 @@ def _singles(index: FeatureIndex, source: Source) -> tuple[dict[str, Any], ...]:
         "defaultSourceId": None, "inferenceEnabled": False, "layers": 0, "neuronsPerLayer": 0, "owner": "",
         "updatedAt": source.created, "website": None, **by,
     }  # fmt: skip
-    sourceset = {
+    sourceset: dict[str, Any] = {
         "modelId": source.model, "name": source.source_set, "hasDashboards": True, "visibility": "PUBLIC",
         "description": source.description, "type": "", "creatorName": source.creator, "urls": [],
         "creatorEmail": None, "releaseName": source.release, "defaultOfModelId": None, "defaultRange": 1,
         "defaultShowBreaks": True, "showDfa": False, "showCorrelated": False, "showHeadAttribution": False,
         "showUmap": False, **by,
     }  # fmt: skip
-    one = {
+    one: dict[str, Any] = {
         "id": source.id, "modelId": source.model, "setName": source.source_set, "hasDashboards": True,
         "inferenceEnabled": False, "inferenceHosts": [], "saelensConfig": None, "saelensRelease": None,
         "saelensSaeId": None, "hfRepoId": None, "hfFolderId": None, "visibility": "PUBLIC",
