@@ -180,9 +180,9 @@ class IndexWriter:
         if self._waiting.rows or not self._shards:
             self._flush()
         starts = [0] * len(self._shards)
-        total: Int[np.ndarray, "feature"] = sum(  # type: ignore[assignment]
-            (np.diff(shard.read("indptr")) for shard in self._shards), np.zeros(self.n_features, np.int64)
-        )
+        total = np.zeros(self.n_features, np.int64)
+        for shard in self._shards:
+            total += np.diff(shard.read("indptr"))
         indptr = np.concatenate([[0], np.cumsum(total)])
         statistics: list[Statistics] = []
         sums: dict[str, dict[str, str]] = {}
@@ -326,7 +326,7 @@ def _array(
     with path.open("wb") as file:
         hashed = _Hashed(file)
         header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (length,)}
-        np.lib.format.write_array_header_1_0(hashed, header)  # type: ignore[arg-type]
+        np.lib.format.write_array_header_1_0(hashed, header)
         yield hashed
     sums[path.name] = {"xxh3_128": hashed.hexdigest()}
 
@@ -358,7 +358,8 @@ def load_index(path: Path | str) -> FeatureIndex:
         vocabulary = Vocabulary.from_dict(json.loads(file.read_bytes()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MechlabError("vocabulary cannot be read", file, "make the index again") from error
-    text = Text(*(arrays[name] for name in COLUMNS), vocabulary)
+    tokens, context, position, document = (arrays[name] for name in COLUMNS)
+    text = Text(tokens, context, position, document, vocabulary)
     indptr, row, value = (arrays[name] for name in ("indptr", "row", "value"))
     if indptr[0] or (np.diff(indptr) < 0).any() or not indptr[-1] == len(row) == len(value):
         raise MechlabError("data file is damaged", artifact.file("indptr.npy"), "make the index again")
@@ -370,4 +371,5 @@ def _mapped(path: Path) -> Shaped[np.ndarray, "_"]:
         array = np.load(path, mmap_mode="r")
     except (ValueError, EOFError) as error:
         raise MechlabError("data file is damaged", path, "make the index again") from error
-    return array.view(np.ndarray)  # a plain array over the same pages
+    plain: np.ndarray = array.view(np.ndarray)  # over the same pages
+    return plain

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -14,7 +15,7 @@ from jaxtyping import Int, Shaped
 from mechlab.files import replacing
 
 # What a shard holds, in order: entries by feature, then the columns of the text.
-_TYPES = {
+_TYPES: dict[str, np.dtype[Any]] = {
     "indptr": np.dtype(np.int64), "row": np.dtype(np.int32), "value": np.dtype(np.float32),
     "tokens": np.dtype(np.int32), "context": np.dtype(np.int64),
     "position": np.dtype(np.int32), "document": np.dtype(np.int64),
@@ -45,7 +46,8 @@ class Shard:
             _SIZES.itemsize + _DIGEST + sum(_TYPES[each].itemsize * self._length(each) for each in before)
         )
         kind = _TYPES[name]
-        return np.fromfile(self.path, kind, stop - start, offset=offset + kind.itemsize * start)
+        found: np.ndarray = np.fromfile(self.path, kind, stop - start, offset=offset + kind.itemsize * start)
+        return found
 
     def _length(self, name: str) -> int:
         if name in ("row", "value"):

@@ -58,7 +58,8 @@ class Statistics:
     @property
     def active_mean(self) -> Float[np.ndarray, "feature"]:
         """Mean activation over the rows where the feature is active; 0 when dead."""
-        return self.mean * (self.rows / np.maximum(self.active, 1))
+        mean: np.ndarray = self.mean * (self.rows / np.maximum(self.active, 1))
+        return mean
 
     def edges(self, feature: int) -> Float[np.ndarray, "bin_plus_1"]:
         """Edges of the feature's histogram; a bin has its lower edge, the last one both."""
@@ -106,7 +107,8 @@ def summary_of(
         maximum, moments, histogram, quantile = summarise(indptr, value, rows, BINS, LEVELS)
     except ValueError as error:
         raise MechlabError("entries of the index are damaged", str(error), "make the index again") from error
-    return Statistics(rows, np.diff(indptr), maximum, *moments.T, histogram, quantile)
+    mean, variance, skewness, kurtosis = moments.T
+    return Statistics(rows, np.diff(indptr), maximum, mean, variance, skewness, kurtosis, histogram, quantile)
 
 
 def statistics_of(index: FeatureIndex) -> Statistics:
