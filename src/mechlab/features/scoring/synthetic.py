@@ -1,0 +1,212 @@
+"""Synthetic-text scores: does the feature respond to new texts that the explanation describes?
+
+    score = ( mean f(Text+) - mean f(Text-) ) / σ
+
+Text+ is written to match the explanation, Text- not to; σ is the standard deviation of f over the
+corpus. The subject itself runs on the new texts, so that an explanation which only describes how
+the corpus happens to be written is found out.
+
+Source: Singh et al. (2023), *Explaining black box text modules in natural language with language
+models* (SASC, arXiv 2305.09863), whose texts are written by a language model; for rules they can be
+made without one (``rule_texts``). Null: texts made for another feature's explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from mechlab.activations.capture import read_sites
+from mechlab.errors import MechlabError
+from mechlab.features.explanations import Explanation
+from mechlab.features.index import FeatureIndex
+from mechlab.features.rules import Rule
+from mechlab.features.scoring.metrics import balanced_accuracy, derangement, with_null
+from mechlab.features.scoring.rule_texts import RuleTexts, rule_texts
+from mechlab.features.text import Text
+from mechlab.models.subject import Subject
+from mechlab.sae.codes import scatter
+from mechlab.sae.dictionary import Dictionary
+from mechlab.scores import Score, ratio, score
+
+TEXTS = 20
+
+Activate = Callable[[Text, Sequence[int]], Float[np.ndarray, "row feature"]]
+"""(text, features) → their activation on every row of a text that nobody has seen."""
+
+
+def synthetic_score(
+    positive: Float[np.ndarray, "positive"],
+    negative: Float[np.ndarray, "negative"],
+    sigma: float,
+    *,
+    null: Score | None = None,
+    seed: int = 0,
+) -> Score:
+    """The score from what the feature gave on each text, in standard deviations over the corpus.
+
+    The interval is over texts. Texts on which the feature gave NaN are left out. MechlabError unless
+    ``sigma`` is positive.
+    """
+    if not sigma > 0:
+        raise MechlabError("feature does not vary over the corpus", sigma, "leave it out, or use more text")
+    values = np.concatenate([positive, negative]).astype(np.float64)
+    described = np.arange(len(values)) < len(positive)
+    usable = np.isfinite(values)
+    values, described = values[usable], described[usable]
+    sums = np.stack([values * described, described, values * ~described, ~described], axis=1)
+
+    def difference(totals: Float[np.ndarray, "resample 4"]) -> Float[np.ndarray, "resample"]:
+        means = ratio(totals[:, 0], totals[:, 1]) - ratio(totals[:, 2], totals[:, 3])
+        return np.asarray(means / sigma)
+
+    return score("synthetic", sums, difference, seed=seed, null=null, chance=0.0)
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """How a feature responds to texts made for an explanation of it.
+
+    Attributes:
+        difference: ``synthetic_score`` at the tokens where the rule fires, and where it is silent.
+        agreement: balanced accuracy of "active" against "the rule fires", at the same tokens.
+    """
+
+    feature: int
+    explainer: str
+    difference: Score
+    agreement: Score
+
+
+@dataclass(frozen=True)
+class Unmade:
+    """An explanation without a score, and why."""
+
+    feature: int
+    explainer: str
+    reason: str
+
+
+def score_synthetic_rules(
+    index: FeatureIndex,
+    explanations: Sequence[Explanation],
+    activate: Activate,
+    *,
+    texts: int = TEXTS,
+    width: int = 24,
+    concepts: Mapping[str, Collection[str]] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Synthetic], list[Unmade]]:
+    """Synthetic-text scores of rules, on texts of their own making.
+
+    Args:
+        index: gives the fragments that texts are made from, and each feature's σ over its rows.
+        explanations: with rules; others are unmade.
+        activate: runs the features (``dictionary_activations``).
+        texts: on either side, for each explanation.
+        width: tokens of a text.
+        progress: told (done, all) after each.
+    """
+    made: list[tuple[Explanation, RuleTexts, float]] = []
+    unmade: list[Unmade] = []
+    for explanation in explanations:
+        generator = np.random.default_rng([seed, explanation.feature])
+        try:
+            sigma = _sigma(index, explanation.feature)
+            texts_made = rule_texts(
+                _rule(explanation), index.text, texts, generator, width=width, concepts=concepts
+            )
+            made.append((explanation, texts_made, sigma))
+        except MechlabError as error:
+            unmade.append(Unmade(explanation.feature, explanation.explainer, str(error)))
+    # Whose feature is run on whose texts, as a control.
+    lent = derangement(len(made), np.random.default_rng(seed)) if len(made) > 1 else np.zeros(0, np.int64)
+    measured: dict[tuple[int, bool], tuple[Score, Score]] = {}
+    for at, (_, given, _) in enumerate(made):
+        asked = [(at, False)] + ([(int(lent[at]), True)] if len(lent) else [])
+        features = [made[place][0].feature for place, _ in asked]
+        on = activate(given.positive, features)[given.fires]
+        off = activate(given.negative, features)[given.silent]
+        for column, (place, control) in enumerate(asked):
+            scale = made[place][2]
+            measured[place, control] = _both(on[:, column], off[:, column], scale, seed)
+        if progress is not None:
+            progress(at + 1, len(made))
+    found = []
+    for at, (explanation, _, _) in enumerate(made):
+        scores, nulls = measured[at, False], measured.get((at, True), (None, None))
+        difference, agreement = (with_null(one, null) for one, null in zip(scores, nulls, strict=True))
+        found.append(Synthetic(explanation.feature, explanation.explainer, difference, agreement))
+    return found, unmade
+
+
+def dictionary_activations(subject: Subject, dictionary: Dictionary) -> Activate:
+    """Latents of a dictionary on new text: the subject runs on every passage, BOS before it.
+
+    MechlabError when the dictionary does not fit the subject.
+    """
+    dictionary.check(subject)
+
+    @torch.no_grad()
+    def activate(text: Text, features: Sequence[int]) -> Float[np.ndarray, "row feature"]:
+        tokens, mask = padded(subject, text)
+        real = mask.clone()
+        real[:, 0] = True
+        values = read_sites(subject, tokens, list(dictionary.inputs), real)
+        rows = torch.cat([values[site][mask] for site in dictionary.inputs], dim=1)
+        codes = scatter(dictionary.sae.encode(rows), dictionary.sae.d_sae)
+        return codes[:, list(features)].double().cpu().numpy()
+
+    return activate
+
+
+def padded(subject: Subject, text: Text) -> tuple[torch.Tensor, torch.Tensor]:
+    """Passages as a batch: token ids ``[passage, pos]``, BOS first, and True on the text's own tokens.
+
+    Rows of the batch that the mask selects are the text's rows in order.
+    """
+    lengths = np.diff(text.bounds)
+    ahead = 0 if subject.bos is None else 1
+    tokens = torch.zeros(len(lengths), int(lengths.max(initial=0)) + ahead, dtype=torch.long)
+    mask = torch.zeros(tokens.shape, dtype=torch.bool)
+    for row, (start, length) in enumerate(zip(text.bounds[:-1].tolist(), lengths.tolist(), strict=True)):
+        mask[row, ahead : ahead + length] = True
+        tokens[row, ahead : ahead + length] = torch.from_numpy(
+            text.tokens[start : start + length].astype(np.int64)
+        )
+    if subject.bos is not None:
+        tokens[:, 0] = subject.bos
+    return tokens, mask
+
+
+def _both(
+    on: Float[np.ndarray, "positive"], off: Float[np.ndarray, "negative"], sigma: float, seed: int
+) -> tuple[Score, Score]:
+    label = np.arange(len(on) + len(off)) < len(on)
+    active = np.concatenate([on, off]) > 0
+    return (
+        synthetic_score(on, off, sigma, seed=seed),
+        balanced_accuracy("synthetic agreement", active, label, len(label)),
+    )
+
+
+def _rule(explanation: Explanation) -> Rule:
+    if explanation.rule is None:
+        raise MechlabError(
+            "explanation is no rule", repr(explanation.text), "have a model write texts for it"
+        )
+    return explanation.rule
+
+
+def _sigma(index: FeatureIndex, feature: int) -> float:
+    """Standard deviation of the activation over all rows. MechlabError for a dead feature."""
+    _, value = index.entries(feature)
+    if not len(value):
+        raise MechlabError("feature is dead on this text", feature, "use more text")
+    n, wide = len(index.text), value.astype(np.float64)
+    return float(np.sqrt(max((wide**2).sum() / n - (wide.sum() / n) ** 2, 0.0)))
