@@ -13,6 +13,7 @@ from mechlab.features.rules.atoms import (
 )
 from mechlab.features.rules.grammar import Clause, Rule, parse_rule
 from mechlab.features.rules.matching import Matcher
+from mechlab.features.rules.search import explain_rules
 
 __all__ = [
     "Atom",
@@ -27,5 +28,6 @@ __all__ = [
     "Spelling",
     "Token",
     "Within",
+    "explain_rules",
     "parse_rule",
 ]

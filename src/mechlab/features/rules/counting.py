@@ -97,3 +97,19 @@ def count_within(
     for bucket in range(1, len(reaches)):
         found[bucket] += found[bucket - 1]
     return found
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def rows_after(
+    places: Shaped[np.ndarray, "place"], end: Shaped[np.ndarray, "row"], reach: int
+) -> Shaped[np.ndarray, "hit"]:
+    """Rows, ascending, that have one of the places (ascending) among the ``reach`` rows before them."""
+    found = np.empty(min(len(places) * reach, len(end)), np.int32)
+    count, next_free = 0, 0
+    for place in places:
+        for row in range(max(place + 1, next_free), min(place + 1 + reach, end[place])):
+            found[count] = row
+            count += 1
+            next_free = row + 1
+    return found[:count].copy()

@@ -19,7 +19,7 @@ from mechlab.features.rules.atoms import (
     Token,
     Within,
 )
-from mechlab.features.rules.counting import stands, stands_within
+from mechlab.features.rules.counting import rows_after, stands, stands_within
 from mechlab.features.rules.grammar import Clause, Rule
 from mechlab.features.rules.tables import TextTables
 from mechlab.features.text import Text
@@ -85,9 +85,7 @@ class Matcher:
             here = rows - atom.offset
             rows = here[(here >= tables.begin[rows]) & (here < tables.end[rows])]
         elif isinstance(atom, Within):
-            after = (rows[:, None] + np.arange(1, atom.reach + 1, dtype=np.int32)).ravel()
-            stop = np.repeat(tables.end[rows], atom.reach)
-            rows = np.unique(after[after < stop])
+            rows = rows_after(rows, tables.end, atom.reach)
         return rows
 
     def holds(self, atom: Atom, rows: Int[np.ndarray, "asked"]) -> Bool[np.ndarray, "asked"]:

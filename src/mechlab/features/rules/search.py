@@ -1,0 +1,241 @@
+"""A rule for every live feature, found from its activations and the text alone.
+
+A rule is grown clause by clause on the rows that no clause matches yet (sequential covering). A clause is
+grown atom by atom, a few conjunctions side by side (beam search), from the best atom of every kind: by F1,
+which the clause is judged by, and by F3, as what is to be narrowed down must first of all miss nothing.
+After each step the other atoms are chosen again. An atom or clause is kept when F1 grows by more than the
+price of its complexity; hits of rare words are shrunk, so that luck is not learnt.
+
+Sources: Fürnkranz (1999), *Separate-and-conquer rule learning*; Dinkelbach (1967) for sets of words (see
+``choosing``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mechlab.features.index import FeatureIndex
+from mechlab.features.rules.atoms import Atom, Spelling, Token, Within
+from mechlab.features.rules.candidates import Choice, Region, choices, token_choices, within_choices
+from mechlab.features.rules.choosing import Goal
+from mechlab.features.rules.grammar import Clause, Rule
+from mechlab.features.rules.ground import Ground
+
+MAX_CLAUSES, MAX_ATOMS, BEAM = 6, 3, 3
+_PRICE, _PRICE_RARE = 0.002, 0.3
+"""Price of one unit of complexity in F1, and what it grows by divided by the active rows."""
+_RECALL = 3.0
+_ENOUGH = 0.98
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A conjunction with its region."""
+
+    atoms: tuple[Atom, ...]
+    region: Region
+    hits: float
+    worth: float
+
+
+def explain_rules(
+    index: FeatureIndex,
+    *,
+    features: Iterable[int] | None = None,
+    concepts: Mapping[str, Collection[str]] | None = None,
+    promoted: Mapping[int, Collection[str]] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[int, Rule]:
+    """A rule for every live feature.
+
+    Args:
+        index: the features' activations on the text to learn from.
+        features: which ones; all live ones by default. Dead ones are left out.
+        concepts: named lists of words that rules may refer to.
+        promoted: feature → words that it makes the model say next; a rule may then ask for one of them.
+        progress: called with the number of features done and of all.
+    """
+    del seed  # the search draws nothing
+    wanted = index.live.tolist() if features is None else [f for f in features if index.active[f]]
+    ground = Ground(index.text, concepts or {})
+    done: dict[int, Rule] = {}
+
+    def one(feature: int) -> Rule:
+        rows, values = index.entries(feature)
+        return _Search(ground, np.asarray(rows), np.asarray(values)).rule()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for feature, rule in zip(wanted, pool.map(one, wanted), strict=True):
+            done[feature] = rule
+            if progress is not None:
+                progress(len(done), len(wanted))
+    return done
+
+
+class _Search:
+    """The search for one feature."""
+
+    def __init__(
+        self, ground: Ground, rows: Int[np.ndarray, "entry"], values: Float[np.ndarray, "entry"]
+    ) -> None:
+        self.ground, self.rows, self.values = ground, rows, values
+        self.matcher = ground.matcher
+        price = _PRICE + _PRICE_RARE / len(rows)
+        self.goal = Goal(float(len(rows)), penalty=price)
+        self.taken: Int[np.ndarray, "taken_row"] | None = None
+        self.active = rows
+
+    def rule(self) -> Rule:
+        """The rule."""
+        found: list[tuple[Atom, ...]] = []
+        while len(found) < MAX_CLAUSES and len(self.active):
+            part = self.clause()
+            if part is None or (found and part.worth <= self.goal.value(0.0, 0.0)):
+                break
+            found.append(part.atoms)
+            self.take(part)
+        return Rule(tuple(Clause(atoms, self.strength(atoms)) for atoms in found))
+
+    def take(self, part: _Part) -> None:
+        """Go on with what a clause leaves."""
+        rows = part.region.rows
+        assert rows is not None
+        if self.taken is None:
+            self.is_taken = np.zeros(len(self.ground.text), bool)
+        self.is_taken[rows] = True
+        self.taken = np.flatnonzero(self.is_taken).astype(np.int32)
+        self.active = self.left(self.active)
+        hits, matched = self.goal.hits + part.hits, self.goal.matched + len(rows)
+        self.goal = replace(self.goal, hits=hits, matched=matched)
+
+    def strength(self, atoms: tuple[Atom, ...]) -> float:
+        """Mean activation on the rows that a clause matches, inactive ones counted as 0."""
+        rows = self.matcher.clause_rows(Clause(atoms))
+        both = np.isin(self.rows, rows, assume_unique=True)
+        mean = float(self.values[both].sum()) / max(len(rows), 1)
+        return mean if mean > 0 else float(self.values.min())
+
+    def clause(self) -> _Part | None:
+        """The best clause on the rows that are left."""
+        start = Region(self.ground, None, self.taken, self.active)
+        narrow = choices(start, self.goal, further=False)
+        empty = _Part((), start, 0.0, 0.0)
+        seeds = narrow[:BEAM]
+        if narrow[0].worth < _ENOUGH:
+            wide = choices(start, replace(self.goal, beta=_RECALL), further=False)
+            seeds += [each for each in wide[:BEAM] if all(each.atom != seed.atom for seed in seeds)]
+        frontier = [self.pruned(part) for seed in seeds if (part := self.add(empty, seed)) is not None]
+        if not frontier:
+            return None
+        best = max(frontier, key=lambda part: part.worth)
+        for _ in range(MAX_ATOMS - 1):
+            if best.worth > _ENOUGH:
+                break
+            grown = [made for part in frontier for made in self.grow(part)]
+            grown.sort(key=lambda part: -part.worth)
+            frontier = [self.pruned(self.refit(part)) for part in grown[:BEAM]]
+            if not frontier:
+                break
+            top = max(frontier, key=lambda part: part.worth)
+            if top.worth <= best.worth:
+                break
+            best = top
+        return best
+
+    def grow(self, part: _Part) -> list[_Part]:
+        """A conjunction with one atom more, in its two best ways."""
+        found = []
+        ranked = choices(part.region, self.goal, further=True)
+        for choice in [each for each in ranked if not _asked(each.atom, part.atoms)][:2]:
+            made = self.add(part, choice)
+            if made is not None and made.worth > part.worth:
+                found.append(made)
+        return found
+
+    def add(self, part: _Part, choice: Choice) -> _Part | None:
+        """A conjunction with this atom more."""
+        atom, region = choice.atom, part.region
+        active = region.active[self.matcher.holds(atom, region.active)]
+        if region.rows is None:
+            rows = self.left(self.matcher.atom_rows(atom))
+        else:
+            rows = region.rows[self.matcher.holds(atom, region.rows)]
+        if len(active) == 0:
+            return None
+        atoms = (*part.atoms, atom)
+        hits = max(len(active) - max(choice.loss, 0.0), 0.0)
+        worth = self.goal.value(hits, len(rows)) - self.goal.penalty * _complexity(atoms)
+        return _Part(atoms, Region(self.ground, rows, self.taken, active), hits, worth)
+
+    def pruned(self, part: _Part) -> _Part:
+        """The conjunction without the words to have come before that it does as well without.
+
+        Words that come together count twice when a set is chosen.
+        """
+        for atom in part.atoms:
+            if not isinstance(atom, Within):
+                continue
+            others = tuple(other for other in part.atoms if other is not atom)
+            best = atom
+            for word in atom.words[::-1]:
+                if len(best.words) > 1:
+                    fewer = replace(best, words=tuple(each for each in best.words if each != word))
+                    made = self.made((*others, fewer), len(part.region.active) - part.hits)
+                    if made is not None and made.worth >= part.worth:
+                        part, best = made, fewer
+        return part
+
+    def made(self, atoms: tuple[Atom, ...], loss: float) -> _Part | None:
+        """A conjunction from scratch."""
+        rows = self.left(self.matcher.clause_rows(Clause(atoms)))
+        active = self.active
+        for atom in atoms:
+            active = active[self.matcher.holds(atom, active)]
+        if len(active) == 0:
+            return None
+        hits = max(len(active) - loss, 0.0)
+        worth = self.goal.value(hits, len(rows)) - self.goal.penalty * _complexity(atoms)
+        return _Part(atoms, Region(self.ground, rows, self.taken, active), hits, worth)
+
+    def left(self, rows: Int[np.ndarray, "row"]) -> Int[np.ndarray, "left_row"]:
+        """Those rows that no clause has taken."""
+        return rows if self.taken is None else rows[~self.is_taken[rows]]
+
+    def refit(self, part: _Part) -> _Part:
+        """The conjunction with each atom that has words chosen again, the others being as they are."""
+        for atom in part.atoms:
+            if atom.negated or not isinstance(atom, Token | Within | Spelling):
+                continue
+            others = tuple(other for other in part.atoms if other is not atom)
+            rows = self.left(self.matcher.clause_rows(Clause(others)))
+            active = self.active
+            for other in others:
+                active = active[self.matcher.holds(other, active)]
+            region = Region(self.ground, rows, self.taken, active)
+            offset = atom.offset if isinstance(atom, Token) else 0
+            if isinstance(atom, Within):
+                made = within_choices(region, self.goal, False)
+            else:
+                made = token_choices(region, self.goal, offset, False)
+            for choice in made:
+                new = self.add(_Part(others, region, 0.0, 0.0), choice)
+                if new is not None and new.worth > part.worth:
+                    part = new
+        return part
+
+
+def _asked(atom: Atom, atoms: tuple[Atom, ...]) -> bool:
+    """Whether a conjunction looks at the words of this place already."""
+    places = {(type(other), getattr(other, "offset", 0)) for other in atoms}
+    return isinstance(atom, Token | Within) and (type(atom), getattr(atom, "offset", 0)) in places
+
+
+def _complexity(atoms: tuple[Atom, ...]) -> float:
+    return Clause(atoms).complexity
