@@ -212,8 +212,8 @@ def call_failed(error: Exception) -> CallFailed:
 
 def _retry_after(error: Exception) -> float | None:
     """Seconds of a Retry-After header; dates and nonsense count as none."""
-    response = getattr(error, "response", None)
-    with contextlib.suppress(TypeError, ValueError):
+    response: Any = getattr(error, "response", None)
+    with contextlib.suppress(AttributeError, TypeError, ValueError):
         seconds = float(response.headers["retry-after"]) if "retry-after" in response.headers else -1.0
         return seconds if 0 <= seconds < float("inf") else None
     return None

@@ -93,6 +93,11 @@ class LlmJob:
         """Everything ever spent through this cache."""
         return self._ledger.spent
 
+    def cost(self, model: str, read: int, written: int) -> float | None:
+        """Dollars that so many tokens cost; None when the model's price is not known."""
+        price = self._prices.get(model)
+        return None if price is None else price.nanodollars(read, written) / 1e9
+
     def estimate(self, requests: Sequence[Request]) -> Estimate:
         """A dry run: what these requests would cost. Sends nothing."""
         distinct = {each.key(self.client.endpoint): each for each in requests}

@@ -92,7 +92,8 @@ def _check(value: Any, schema: Mapping[str, Any], where: str) -> None:
         raise MechlabError("schema says what cannot be checked", sorted(set(schema) - _KNOWN))
     kind = schema["type"]
     # To Python, true is the integer 1.
-    if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+    fits: bool = isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
+    if not fits:
         raise Malformed(f"{where} is not of type {kind}")
     if "enum" in schema and value not in schema["enum"]:
         raise Malformed(f"{where} is {value!r}, not one of {schema['enum']}")
