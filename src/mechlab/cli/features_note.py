@@ -39,7 +39,7 @@ def note(words: list[str], program: str) -> Outcome:
     config = parse(NoteConfig, words, program)
 
     from mechlab.errors import MechlabError
-    from mechlab.features.notes import add_note, read_notes
+    from mechlab.features.notes import Note, add_note, read_notes
 
     writes = config.text is not None or config.label is not None
     added = None
@@ -51,10 +51,10 @@ def note(words: list[str], program: str) -> Outcome:
         )
     found = read_notes(config.index)
     if added is not None and not config.list:
-        items, labels = (added,), {added.feature: found.labels.get(added.feature, "")}
+        items: tuple[Note, ...] = (added,)
     else:
         items = found.items if config.feature is None else found.of(config.feature)
-        labels = {f: label for f, label in found.labels.items() if config.feature in (None, f)}
+    labels = {f: label for f, label in found.labels.items() if config.feature in (None, f)}
     payload = {
         "index": str(config.index),
         "added": None if added is None else asdict(added),
@@ -62,7 +62,7 @@ def note(words: list[str], program: str) -> Outcome:
         "notes": [asdict(each) for each in items],
         "elsewhere": found.elsewhere,
     }
-    lines = [f"{feature}  {label}" for feature, label in labels.items() if label]
+    lines = [f"{feature}  {label}" for feature, label in labels.items()]
     lines += [f"{each.feature}  {each.date}  {each.author}: {each.text}" for each in items if each.text]
     if found.elsewhere:
         lines.append(f"{found.elsewhere} notes were made on another index in this directory")

@@ -84,7 +84,7 @@ def logit_effects(
     unembed = unembed - unembed.mean(1, keepdim=True)
     parts = [
         _effects(block.to(unembed), unembed, top)
-        for block in directions.split(max(1, _BUDGET // unembed.shape[1]))
+        for block in torch.split(directions, max(1, _BUDGET // unembed.shape[1]))
     ]
     return LogitEffects(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 

@@ -186,7 +186,7 @@ def _nearest(
 ) -> tuple[Int[Tensor, "some top"], Float[Tensor, "some top"]]:
     features, values = [], []
     reduced = unit.to(dtype)
-    for rows in which.to(unit.device).split(block):
+    for rows in torch.split(which.to(unit.device), block):
         cosine = reduced[rows] @ reduced.T
         cosine.scatter_(1, rows[:, None], -torch.inf)
         found = cosine.topk(top, dim=1).indices
@@ -199,7 +199,8 @@ def _nearest(
 
 def _unit(rows: Float[Tensor, "feature d"]) -> Float[Tensor, "feature d"]:
     single = rows.detach().float()
-    return single / single.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    unit: Tensor = single / single.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return unit
 
 
 def _mean(name: str, values: Float[Tensor, "feature"], seed: int, null: Score | None = None) -> Score:

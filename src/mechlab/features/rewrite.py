@@ -278,8 +278,8 @@ class _Work:
         feature = np.repeat([each for each, _, _ in hits], [len(rows) for _, rows, _ in hits])
         value = np.concatenate([values for _, _, values in hits]).astype(np.float32)
         order = np.argsort(row, kind="stable")
-        entries = (torch.from_numpy(each[order]).to(codes.values.device) for each in (row, feature, value))
-        new = padded(*entries, len(codes))
+        entries = [torch.from_numpy(each[order]).to(codes.values.device) for each in (row, feature, value)]
+        new = padded(entries[0], entries[1], entries[2], len(codes))
         return side_by_side([kept, Codes(new.values.to(codes.values), new.indices)])
 
     def _text(self, group: Contexts, real: Bool[Tensor, "context pos"]) -> Text:

@@ -35,8 +35,8 @@ class Block:
 
     def cut(self, start: int, stop: int) -> Block:
         """Rows ``start`` to ``stop``."""
-        columns = (getattr(self, name)[start:stop] for name in COLUMNS)
-        return Block(*columns, {site: value[start:stop] for site, value in self.values.items()})
+        columns = {name: getattr(self, name)[start:stop] for name in COLUMNS}
+        return Block(**columns, values={site: value[start:stop] for site, value in self.values.items()})
 
 
 def apart(blocks: Iterable[Block]) -> Generator[Block, None, None]:
@@ -103,6 +103,6 @@ def joined(parts: Sequence[Block]) -> Block:
     """Blocks one after another."""
     if len(parts) == 1:
         return parts[0]
-    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS)
-    sites = parts[0].values
-    return Block(*columns, {site: torch.cat([part.values[site] for part in parts]) for site in sites})
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+    values = {site: torch.cat([part.values[site] for part in parts]) for site in parts[0].values}
+    return Block(**columns, values=values)

@@ -153,7 +153,7 @@ def index_heads(
     def read(values: dict[str, Tensor]) -> Tensor:
         parts = []
         for site in sites:
-            z = values[site].unflatten(1, (heads, -1))
+            z = values[site].view(-1, heads, values[site].shape[1] // heads)
             # |z W|² = z (W Wᵀ) z: d_head² products a head, where writing the result takes d_head · d_model.
             seen = torch.einsum("rhk,hkj->rhj", z, grams[site]) if grams else z
             parts.append((seen * z).sum(-1).clamp_min(0).sqrt())

@@ -72,11 +72,12 @@ class StoreRows:
     vocabulary: Vocabulary
     bos: int | None
     device: torch.device
+    rows: int | None = None
 
     @property
     def n_rows(self) -> int:
-        """Rows in the store, BOS included where it was stored."""
-        return self.store.n_rows
+        """Rows that are read, BOS included where it was stored."""
+        return self.store.n_rows if self.rows is None else min(self.rows, self.store.n_rows)
 
     @property
     def sites(self) -> tuple[str, ...] | None:
@@ -95,6 +96,7 @@ class StoreRows:
         return {
             "model_name": manifest.facts["model"],
             **{key: config[key] for key in ("corpus", "split", "n_ctx", "pack", "bos", "storage")},
+            **({} if self.rows is None else {"rows": self.n_rows}),
         }
 
     def blocks(self, sites: Sequence[str]) -> Generator[Block, None, None]:
@@ -103,11 +105,13 @@ class StoreRows:
         return apart(self._all(sites))
 
     def _all(self, sites: Sequence[str]) -> Iterator[Block]:
+        left = self.n_rows
         for shard in self.store.shards:
-            for start in range(0, shard.rows, BLOCK):
-                block = self._read(shard, sites, start, min(start + BLOCK, shard.rows))
+            for start in range(0, min(shard.rows, left), BLOCK):
+                block = self._read(shard, sites, start, min(start + BLOCK, shard.rows, left))
                 if len(block):
                     yield block
+            left -= min(shard.rows, left)
 
     def _read(self, shard: ShardView, sites: Sequence[str], start: int, stop: int) -> Block:
         columns = [shard.column(name)[start:stop].numpy() for name in COLUMNS]
@@ -120,8 +124,13 @@ class StoreRows:
         return Block(tokens, context, position, document, values)
 
 
-def store_rows(store: Store, subject: Subject, *, device: torch.device | str = "cpu") -> StoreRows:
+def store_rows(
+    store: Store, subject: Subject, *, device: torch.device | str = "cpu", rows: int | None = None
+) -> StoreRows:
     """Rows of a store made from ``subject``, whose tokenizer says what the tokens are.
+
+    Args:
+        rows: the first so many only.
 
     Raises MechlabError when the store comes from another model.
     """
@@ -132,7 +141,7 @@ def store_rows(store: Store, subject: Subject, *, device: torch.device | str = "
             f"fingerprint {there[:12]}, not {subject.fingerprint[:12]} ({subject.name})",
             "load the model it was harvested from",
         )
-    return StoreRows(store, vocabulary_of(subject), subject.bos, torch.device(device))
+    return StoreRows(store, vocabulary_of(subject), subject.bos, torch.device(device), rows)
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,9 @@ class ModelRows:
                 return
 
     def _all(self, sites: Sequence[str]) -> Iterator[Block]:
-        subject, values, rows, first = self.subject, {}, None, 0
+        subject, first = self.subject, 0
+        values: dict[str, Tensor] = {}
+        rows: Rows | None = None
 
         def keep(name: str, value: Tensor) -> None:
             assert rows is not None
