@@ -120,10 +120,11 @@ class Memoriser:
         """1 or 0 per item."""
         row = self._index.entries(explanation.feature)[0]
         known = np.isin(_places(text, items.rows()), _places(self._index.text, row))
-        if items.marks is None:
-            return known.max(1).astype(np.float64)
-        most: np.ndarray = 2 * (known & items.marks).sum(1) > items.marks.sum(1)
-        return most.astype(np.float64)
+        asked = np.ones(known.shape, bool) if items.marks is None else items.marks
+        # Any token of a window, but most of the marked ones.
+        enough = np.zeros(len(items)) if items.marks is None else asked.sum(1) / 2
+        yes: np.ndarray = (known & asked).sum(1) > enough
+        return yes.astype(np.float64)
 
 
 def _places(text: Text, rows: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:

@@ -95,17 +95,23 @@ class SimilarityJudge:
 
     def __call__(self, explanation: Explanation, text: Text, items: Items) -> Float[np.ndarray, "item"]:
         """Minus the likeness of every item to the others of its group."""
+        order = np.argsort(items.group, kind="stable")
+        items = items.take(order)
         tokens = text.tokens[items.rows()]
         known, column = np.unique(tokens, return_inverse=True)
         weight = self._rarities(text)[tokens] * _nearness(items)
         place = np.arange(len(items))[:, None] * len(known) + column.reshape(tokens.shape)
         size = len(items) * len(known)
-        bags = np.bincount(place.ravel(), weight.ravel(), size).reshape(len(items), len(known))
-        bags /= np.maximum(np.linalg.norm(bags, axis=1, keepdims=True), 1e-12)
-        groups, member = np.unique(items.group, return_inverse=True)
-        others = ((np.arange(len(groups)) == member[:, None]).astype(np.float64).T @ bags)[member] - bags
-        others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
-        unlike: np.ndarray = -(bags * others).sum(1)
+        counts: np.ndarray = np.bincount(place.ravel(), weight.ravel(), size).astype(np.float64)
+        bags = counts.reshape(len(items), len(known))
+        bags /= _norm(bags)[:, None]
+        _, first, size_of = np.unique(items.group, return_index=True, return_counts=True)
+        # Of unit vectors b with sum s: cos(b, s - b) = (b·s - 1) / |s - b|, and |s - b|² = |s|² - 2 b·s + 1.
+        sums = np.add.reduceat(bags, first)
+        along = np.einsum("ij,ij->i", bags, np.repeat(sums, size_of, axis=0))
+        rest = np.repeat((sums**2).sum(1), size_of) - 2 * along + 1
+        unlike = np.empty(len(items))
+        unlike[order] = (1 - along) / np.sqrt(np.maximum(rest, 1e-12))
         return unlike
 
     def _rarities(self, text: Text) -> Float[np.ndarray, "token"]:
@@ -122,3 +128,8 @@ def _nearness(items: Items) -> Float[np.ndarray, "item width"]:
     gap = np.abs(place[:, None] - place)[None] + np.where(items.marks, 0, items.width)[:, None, :]
     nearness: np.ndarray = 1 / (1.0 + gap.min(2))
     return nearness
+
+
+def _norm(bags: Float[np.ndarray, "item token"]) -> Float[np.ndarray, "item"]:
+    norm: np.ndarray = np.maximum(np.sqrt(np.einsum("ij,ij->i", bags, bags)), 1e-12)
+    return norm
