@@ -51,7 +51,7 @@ def made(tiny_model: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathF
         Scored(first, "rules", name, Score(name, value, 0.0, 1.0, 9), 0.5, 0, 5, 4)
         for name, value in (("detection", 0.75), ("fuzzing", float("nan")))
     )
-    save_scores(Scorecard(scored, ()), folder / "scores", config={}, inputs={})
+    save_scores(Scorecard(scored, ()), folder / "scores", config={}, seed=0, inputs={})
     add_note(folder / "index", first, text="only at the start", label="one", author="Ada")
     return folder
 

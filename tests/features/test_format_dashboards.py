@@ -82,6 +82,9 @@ def test_saedashboard_there_and_back(seed: int, tmp_path: Path) -> None:
     assert (found.model, found.layer, found.source_set) == ("gpt2-small", 2, "res-test")
     assert sorted(found.features) == index.live.tolist()
     assert found.skipped == tuple(sorted(set(range(140)) - set(index.live.tolist())))
+    write_saedashboard(index, tmp_path / "some", **names, features=[0, 2, 3])
+    # Features that were not asked for are not said to be dead.
+    assert read_saedashboard(tmp_path / "some").skipped == (2,)
     for feature, record in found.features.items():
         assert record == dashboard_record(index, feature, MATERIAL, seed=seed)
     write_saedashboard(index, tmp_path / "b", MATERIAL, **names, seed=seed)

@@ -10,7 +10,7 @@ from exchanged import EMPTY, SMILE_IDS, VOCABULARY, random_index
 
 from mechlab.errors import MechlabError
 from mechlab.features.formats.examples import FeatureExamples, activation_histogram
-from mechlab.features.formats.folder import chosen, new_folder, read_json
+from mechlab.features.formats.folder import alive, chosen, new_folder, read_json
 from mechlab.features.index import FeatureIndex, index_of
 from mechlab.features.text import text_of
 
@@ -126,3 +126,6 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(MechlabError, match="does not exist: 5"):
         chosen(random_index(0), [0, 5])
     assert chosen(random_index(0), [3, 1, 3]) == [1, 3]
+    assert alive(random_index(0), [0, 2]) == [0]
+    with pytest.raises(MechlabError, match="no feature to write is active"):
+        alive(random_index(0), [2])

@@ -68,7 +68,9 @@ def export(words: list[str], program: str) -> Outcome:
 
     from mechlab.features.building import load_index
     from mechlab.features.formats.export import export_features
+    from mechlab.features.formats.folder import require_free
 
+    require_free(config.out, overwrite=config.overwrite)
     require_directory(config.out.parent)
     index = load_index(config.index)
     with Reporter() as report:

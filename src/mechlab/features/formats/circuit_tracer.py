@@ -13,7 +13,7 @@ from typing import Any
 
 from mechlab.errors import MechlabError
 from mechlab.features.formats.examples import Example, FeatureExamples, strings
-from mechlab.features.formats.folder import chosen, new_folder, read_json, required, write_json
+from mechlab.features.formats.folder import alive, new_folder, read_json, required, write_json
 from mechlab.features.formats.material import NOTHING, Material
 from mechlab.features.index import FeatureIndex
 
@@ -46,8 +46,7 @@ def circuit_tracer_feature(
     rest = len(examples.rows) - top
     for number in range(quantiles if rest > 0 else 0):
         first, last = (top + rest * edge // quantiles for edge in (number, number + 1))
-        name = f"Subsample interval {number}" if number else "Subsample interval 0, strongest"
-        groups.append((name, examples.ranked(first, last, each)))
+        groups.append((f"Subsample interval {number}", examples.ranked(first, last, each)))
     return {
         "index": feature,
         "examples_quantiles": [
@@ -71,7 +70,7 @@ def write_circuit_tracer(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """A folder with ``{index}.json`` for every feature that is active anywhere."""
-    live = [feature for feature in chosen(index, features) if index.active[feature]]
+    live = alive(index, features)
     with new_folder(path, overwrite=overwrite) as folder:
         for done, feature in enumerate(live):
             record = circuit_tracer_feature(index, feature, material, seed=seed)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ def write_delphi(
     multiple: int = 32,
     splits: int = 5,
     overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the folder of one hookpoint, ``…/latents/{hookpoint}``.
 
@@ -78,6 +79,8 @@ def write_delphi(
                 "tokens": tokens,
             }
             save_file(data, folder / f"{start}_{stop - 1}.safetensors")
+            if progress:
+                progress(stop, index.n_features)
         write_json(folder / _CONFIG, _config(model, tokens.shape[1], tokens.size, splits), indent=4)
         first = text.bounds[:-1]
         np.savez(
@@ -100,7 +103,8 @@ def read_delphi(
             folders that ``write_delphi`` wrote.
         about: what the features are, for ``FeatureIndex.about``.
 
-    Raises MechlabError where the folder is none of delphi's, and for tokens beyond the vocabulary.
+    Negative activations, which delphi keeps too, are left out. Raises MechlabError where the folder is
+    none of delphi's, and for tokens beyond the vocabulary.
     """
     folder = Path(path)
     config = read_json(folder / _CONFIG)

@@ -55,9 +55,14 @@ def export_features(
         raise MechlabError("unknown format", format, near(format, FORMATS))
     source = source_of(index, model=model, layer=layer, source_set=source_set, site=site)
     if format == "delphi":
-        _write_delphi(index, path, material, source, features, overwrite)
+        _write_delphi(index, path, material, source, features, overwrite, progress)
         return source
-    common: dict[str, Any] = {"features": features, "seed": seed, "overwrite": overwrite, "progress": progress}
+    common: dict[str, Any] = {
+        "features": features,
+        "seed": seed,
+        "overwrite": overwrite,
+        "progress": progress,
+    }
     if format == "saedashboard":
         names: dict[str, Any] = {"model": source.model, "layer": source.layer, "source_set": source_set}
         write_saedashboard(index, path, material, dataset=source.dataset, **names, **common)
@@ -95,11 +100,13 @@ def _write_delphi(
     source: Source,
     features: Sequence[int] | None,
     overwrite: bool,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     """delphi's folder of results: latents, explanations (it keeps one of each) and neighbours."""
     hook = source.hook or "features"
     with new_folder(path, overwrite=overwrite) as folder:
-        write_delphi(index, folder / "latents" / hook, model=source.model, features=features)
+        latents = folder / "latents" / hook
+        write_delphi(index, latents, model=source.model, features=features, progress=progress)
         said = {feature: several[0].text for feature, several in sorted(material.said.items()) if several}
         wanted = None if features is None else set(features)
         kept = {feature: text for feature, text in said.items() if wanted is None or feature in wanted}

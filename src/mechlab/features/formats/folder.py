@@ -24,9 +24,7 @@ def new_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     when there is no room or no leave to write.
     """
     path = Path(path)
-    there = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    if there and (not overwrite or not path.is_dir()):
-        raise MechlabError("something is there already", path, "choose another --out, or --overwrite")
+    require_free(path, overwrite=overwrite)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -38,6 +36,13 @@ def new_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
             os.rename(work / "new", path)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def require_free(path: Path, *, overwrite: bool = False) -> None:
+    """MechlabError where something but an empty folder is there; with ``overwrite``, what is no folder."""
+    there = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if there and (not overwrite or not path.is_dir()):
+        raise MechlabError("something is there already", path, "choose another --out, or --overwrite")
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
@@ -62,6 +67,14 @@ def required(record: dict[str, Any], names: Sequence[str], where: object) -> dic
     if missing:
         raise MechlabError(f"field {missing[0]} is missing", where, "another version of the format?")
     return record
+
+
+def alive(index: FeatureIndex, features: Sequence[int] | None) -> list[int]:
+    """Those of the chosen features that are active anywhere. MechlabError when none is."""
+    found = [feature for feature in chosen(index, features) if index.active[feature]]
+    if not found:
+        raise MechlabError("no feature to write is active anywhere", None, "choose others: --features")
+    return found
 
 
 def chosen(index: FeatureIndex, features: Sequence[int] | None) -> list[int]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from mechlab.errors import MechlabError
 from mechlab.features.formats.examples import Example, FeatureExamples
-from mechlab.features.formats.folder import chosen, new_folder, read_json, required, write_json
+from mechlab.features.formats.folder import alive, new_folder, read_json, required, write_json
 from mechlab.features.index import FeatureIndex
 from mechlab.files import write_atomic
 
@@ -104,7 +104,7 @@ def write_openai(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """A folder with ``{layer}/{feature}.json`` for every feature that is active anywhere."""
-    live = [feature for feature in chosen(index, features) if index.active[feature]]
+    live = alive(index, features)
     with new_folder(path, overwrite=overwrite) as folder:
         for done, feature in enumerate(live):
             write_json(

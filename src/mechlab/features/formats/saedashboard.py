@@ -20,7 +20,7 @@ import numpy as np
 
 from mechlab.errors import MechlabError
 from mechlab.features.formats.examples import Example, FeatureExamples, activation_histogram, strings
-from mechlab.features.formats.folder import chosen, new_folder, read_json, required, write_json
+from mechlab.features.formats.folder import alive, chosen, new_folder, read_json, required, write_json
 from mechlab.features.formats.material import NOTHING, Material
 from mechlab.features.index import FeatureIndex
 
@@ -136,9 +136,9 @@ def write_saedashboard(
         model, layer, source_set, suffix: Neuronpedia's names: the source is "{layer}-{source_set}",
             with "__{suffix}" where there is one.
     """
-    live = [feature for feature in chosen(index, features) if index.active[feature]]
+    live = alive(index, features)
     with new_folder(path, overwrite=overwrite) as folder:
-        skipped = sorted(set(range(index.n_features)) - set(live))
+        skipped = sorted(set(chosen(index, features)) - set(live))
         names = {"model_id": model, "layer": str(layer), "sae_set": source_set}
         # Features that are never active, in place of a limit on the sparsity.
         write_json(folder / _SKIPPED, {**names, "log_sparsity": None, "skipped_indexes": skipped})

@@ -16,7 +16,7 @@ from typing import Any
 
 from mechlab.errors import MechlabError
 from mechlab.features.formats.examples import Example, FeatureExamples
-from mechlab.features.formats.folder import chosen, new_folder, read_json, required, write_json
+from mechlab.features.formats.folder import alive, new_folder, read_json, required, write_json
 from mechlab.features.formats.material import NOTHING, Material
 from mechlab.features.index import FeatureIndex
 
@@ -82,7 +82,7 @@ def write_upload_batch(
     Args:
         model, source: Neuronpedia's ids; lower-cased, as the server does.
     """
-    live = [feature for feature in chosen(index, features) if index.active[feature]]
+    live = alive(index, features)
     with new_folder(path, overwrite=overwrite) as folder:
         for number, start in enumerate(range(0, len(live), FEATURES)):
             records = []
