@@ -133,6 +133,14 @@ def test_totals_leave_out_what_is_no_number() -> None:
     assert over_features("d", [], 0) is None
 
 
+def test_mean_of_many_is_that_of_the_bootstrap() -> None:
+    values = np.random.default_rng(4).beta(3, 1, 1500)
+    total = over_features("d", [Score("d", float(x), 0.0, 1.0, 1) for x in values], 0)
+    assert total is not None
+    low, high = bootstrap(np.stack([values, np.ones(1500)], 1), mean)
+    assert (total[0].low, total[0].high) == pytest.approx((low, high), abs=1e-3)
+
+
 def test_median_interval_covers() -> None:
     generator = np.random.default_rng(3)
     inside = 0

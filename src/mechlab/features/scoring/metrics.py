@@ -24,6 +24,9 @@ from jaxtyping import Bool, Float, Int
 from mechlab.scores import LEVEL, Score, mean, score, wilson
 
 CHANCE = 0.5
+_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+# Means over so many features are normal, and a bootstrap of them only takes long.
+_MANY = 1000
 
 
 def balanced_accuracy(
@@ -56,12 +59,12 @@ def auroc(name: str, answer: Float[np.ndarray, "item"], label: Bool[np.ndarray, 
 
 def _auroc_bound(value: float, positives: int, negatives: int, up: bool) -> float:
     """Where the value is z standard errors, those of the bound itself, from the bound."""
-    z, extra = NormalDist().inv_cdf((1 + LEVEL) / 2), (positives + negatives) / 2 - 1
+    extra = (positives + negatives) / 2 - 1
     inner, outer = value, float(up)
     for _ in range(50):
         at = (inner + outer) / 2
         spread = at * (1 - at) * (1 + extra * ((1 - at) / (2 - at) + at / (1 + at)))
-        if abs(at - value) < z * math.sqrt(spread / (positives * negatives)):
+        if abs(at - value) < _Z * math.sqrt(spread / (positives * negatives)):
             inner = at
         else:
             outer = at
@@ -93,6 +96,8 @@ def precision_at(name: str, hits: Score, false: Score, base_rate: float, n: int)
         base_rate: π; also what a judge that ignores its input would reach.
 
     The interval follows from that of the ratio f / s (MOVER-R). NaN when nothing is called positive.
+    Where no false alarm is among few negatives the value is 1, and only the lower bound says how
+    little that means for a rare feature.
     """
     odds = (1 - base_rate) / base_rate if base_rate else math.inf
 
@@ -143,16 +148,16 @@ def clustered(
 
 def _wilson(p: float, n: int | float) -> tuple[float, float]:
     """Wilson's interval for a sample size that need not be whole."""
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    z = _Z
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(max(p * (1 - p), 0.0) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def over_features(name: str, scores: list[Score], seed: int) -> tuple[Score, Score] | None:
-    """Mean (bootstrap over features) and median (order statistics) of scores that are numbers.
+    """Mean (bootstrap over features, of many the normal interval) and median (order statistics).
 
-    Each has the same of the scores' nulls beside it. None when no score is a number.
+    Of the scores that are numbers; each has the same of their nulls beside it. None when none is one.
     """
     values = np.array([each.value for each in scores], np.float64)
     values = values[np.isfinite(values)]
@@ -161,8 +166,13 @@ def over_features(name: str, scores: list[Score], seed: int) -> tuple[Score, Sco
     nulls = over_features(f"{name}, control", [each.null for each in scores if each.null is not None], seed)
     levels = {each.chance for each in scores}
     chance = levels.pop() if len(levels) == 1 else None
-    sums = np.stack([values, np.ones(len(values))], axis=1)
-    average = score(name, sums, mean, seed=seed, null=nulls[0] if nulls else None, chance=chance)
+    below = nulls[0] if nulls else None
+    if len(values) < _MANY:
+        sums = np.stack([values, np.ones(len(values))], axis=1)
+        average = score(name, sums, mean, seed=seed, null=below, chance=chance)
+    else:
+        middle, reach = float(values.mean()), _Z * float(values.std(ddof=1)) / math.sqrt(len(values))
+        average = Score(name, middle, middle - reach, middle + reach, len(values), below, chance)
     return average, _median(name, values, nulls[1] if nulls else None, chance)
 
 
@@ -171,7 +181,7 @@ def _median(
 ) -> Score:
     """With the distribution-free interval between order statistics (normal approximation of ranks)."""
     n, ordered = len(values), np.sort(values)
-    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(n) / 2
+    reach = _Z * math.sqrt(n) / 2
     low, high = max(0, math.floor(n / 2 - reach)), min(n - 1, math.ceil(n / 2 + reach))
     middle = float(np.median(ordered))
     return Score(f"{name}, median", middle, float(ordered[low]), float(ordered[high]), n, null, chance)
