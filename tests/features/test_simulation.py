@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from mechlab.errors import MechlabError
-from mechlab.features.explanations import Explanation
+from mechlab.features.explanations import Explanation, Explanations
 from mechlab.features.index import FeatureIndex, index_of
 from mechlab.features.rules import Clause, Matcher, Rule, Token
+from mechlab.features.scoring.simulated import score_simulations
 from mechlab.features.scoring.simulation import (
     calibrated,
     expected_level,
@@ -21,11 +22,7 @@ from mechlab.features.scoring.simulation import (
     percentile_calibration,
     simulation_scores,
 )
-from mechlab.features.scoring.simulators import (
-    ModelSimulator,
-    RuleSimulator,
-    score_simulations,
-)
+from mechlab.features.scoring.simulators import ModelSimulator, RuleSimulator
 from mechlab.features.text import text_of
 from mechlab.features.vocabulary import Vocabulary, vocabulary_of
 from mechlab.models.subject import load_model
@@ -128,45 +125,56 @@ def test_calibrations() -> None:
         calibrated(np.ones((2, 1)), np.ones((2, 1)), fits, "linaer")
 
 
+def these(*items: Explanation) -> Explanations:
+    return Explanations(items, (), 4)
+
+
 def test_true_rules_simulate_perfectly_and_false_ones_at_chance() -> None:
     index = planted()
     simulator = RuleSimulator(Matcher(index.text))
     for method in (None, "linear", "percentile"):
-        found = score_simulations(index, [rule(f) for f in range(4)], simulator, calibrate=method)
-        assert [each.feature for each in found] == [0, 1, 2, 3]
+        found = score_simulations(index, these(*map(rule, range(4))), simulator, calibrate=method)
+        assert len(found) == 16
+        assert found.unscored == ()
         for each in found:
             assert each.failed == 0
-            for name, score in each.scores.items():
-                assert score.value == pytest.approx(1.0, abs=1e-6), (method, name)
-            assert each.scores["correlation"].null is not None
-            assert abs(each.scores["correlation"].null.value) < 0.15
-            assert each.scores["correlation"].beats_null
+            assert each.score.value == pytest.approx(1.0, abs=1e-6), (method, each.scorer)
+            assert each.n_positive >= 20
+        for each in found.of("simulation correlation").values():
+            assert each.score.null is not None
+            assert abs(each.score.null.value) < 0.15
+            assert each.score.beats_null
 
 
 def test_calibration_mends_the_scale_and_is_fitted_on_other_documents() -> None:
     index = planted(noise=0.05)
     simulator = RuleSimulator(Matcher(index.text))
-    said = [rule(f, scale=5.0) for f in range(4)]
+    said = these(rule(0, scale=5.0), rule(1, scale=5.0))
     raw = score_simulations(index, said, simulator, calibrate=None)
     mended = score_simulations(index, said, simulator, calibrate="linear")
-    for before, after in zip(raw, mended, strict=True):
-        assert before.scores["r_squared"].value < -1
-        assert 0.95 < after.scores["r_squared"].value < 1
-        assert after.scores["correlation"].n < before.scores["correlation"].n
-    again = score_simulations(index, said, simulator, calibrate="linear")
-    assert [each.scores for each in again] == [each.scores for each in mended]
+    for feature in range(2):
+        before, after = (each.of("simulation r_squared")[feature].score for each in (raw, mended))
+        assert before.value < -1
+        assert 0.95 < after.value < 1
+        assert after.n < before.n
+    assert score_simulations(index, said, simulator, calibrate="linear") == mended
 
 
 def test_refusals() -> None:
     index = planted()
     simulator = RuleSimulator(Matcher(index.text))
     with pytest.raises(MechlabError, match="unknown calibration"):
-        score_simulations(index, [rule(0)], simulator, calibrate="none")
+        score_simulations(index, these(rule(0)), simulator, calibrate="none")
     with pytest.raises(MechlabError, match="is no rule"):
-        score_simulations(index, [Explanation(0, "person", "words")], simulator)
+        score_simulations(index, these(Explanation(0, "person", "words")), simulator)
     with pytest.raises(MechlabError, match="another text"):
-        score_simulations(planted(1), [rule(0)], simulator)
-    assert score_simulations(planted(), [], simulator) == []
+        score_simulations(planted(1), these(rule(0)), simulator)
+    with pytest.raises(MechlabError, match="documents were also used to explain: 1 of them, the first 7"):
+        score_simulations(index, Explanations((rule(0),), (7, 900), 4), simulator)
+    assert len(score_simulations(index, these(), simulator)) == 0
+    silent = index.restrict(index.text.document < 3)
+    few = score_simulations(silent, these(rule(0)), RuleSimulator(Matcher(silent.text)))
+    assert [each.reason for each in few.unscored] == ["active in fewer than 4 held-out documents"]
 
 
 def test_a_model_simulates_all_tokens_in_one_forward(stories_model: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 from mechlab.activations.harvest import harvest
 from mechlab.data.corpus import open_corpus
 from mechlab.errors import MechlabError
-from mechlab.features.explanations import Explanation
+from mechlab.features.explanations import Explanation, Explanations
 from mechlab.features.index import FeatureIndex, index_of
 from mechlab.features.rules import Clause, Inside, Matcher, Position, Rule, Token, Within
+from mechlab.features.scoring.scorecard import Scorecard
 from mechlab.features.scoring.synthetic import (
     dictionary_activations,
     padded,
@@ -50,8 +51,9 @@ def oracle(text: Text, features: Sequence[int]) -> np.ndarray:
     return np.stack([matcher.predict(TRUE[feature]) for feature in features], axis=1)
 
 
-def said(rules: dict[int, Rule]) -> list[Explanation]:
-    return [Explanation(f, "rules", rule.sentence(), rule) for f, rule in rules.items()]
+def said(rules: dict[int, Rule], *others: Explanation) -> Explanations:
+    items = [Explanation(f, "rules", rule.sentence(), rule) for f, rule in rules.items()]
+    return Explanations((*items, *others), (), 10)
 
 
 def test_the_difference_by_hand() -> None:
@@ -63,55 +65,49 @@ def test_the_difference_by_hand() -> None:
         synthetic_score(np.ones(2), np.ones(2), 0.0)
 
 
+def agreement(card: Scorecard) -> dict[int, float]:
+    return {feature: each.score.value for feature, each in card.of("synthetic agreement").items()}
+
+
 def test_true_rules_predict_their_features_on_new_text() -> None:
     index = planted()
-    found, unmade = score_synthetic_rules(index, said(TRUE), oracle)
-    assert unmade == []
-    assert [each.feature for each in found] == list(TRUE)
-    for each in found:
-        assert each.agreement.value == 1.0
-        assert each.agreement.null is not None
-        assert each.agreement.null.value < 0.65
-        assert each.difference.beats_null
-        expected = index.mean[each.feature] / np.std(index.dense(each.feature))
-        assert each.difference.value == pytest.approx(expected, rel=0.4)
-    again, _ = score_synthetic_rules(index, said(TRUE), oracle)
-    assert again == found
+    card = score_synthetic_rules(index, said(TRUE), oracle)
+    assert card.unscored == ()
+    assert agreement(card) == dict.fromkeys(TRUE, 1.0)
+    for feature, each in card.of("synthetic").items():
+        assert each.score.beats_null
+        expected = index.mean[feature] / np.std(index.dense(feature))
+        assert each.score.value == pytest.approx(expected, rel=0.4)
+    for each in card.of("synthetic agreement").values():
+        assert each.score.null is not None
+        assert each.score.null.value < 0.65
+    assert score_synthetic_rules(index, said(TRUE), oracle) == card
 
 
 def test_other_features_rules_are_at_chance() -> None:
     shifted = {f: TRUE[(f + 1) % len(TRUE)] for f in TRUE}
-    found, _ = score_synthetic_rules(planted(), said(shifted), oracle, texts=40)
-    agreement = [each.agreement.value for each in found]
-    assert np.mean(agreement) == pytest.approx(0.5, abs=0.06)
-    assert sum(each.difference.low > 0 for each in found) <= 1
+    card = score_synthetic_rules(planted(), said(shifted), oracle, texts=40)
+    assert np.mean(list(agreement(card).values())) == pytest.approx(0.5, abs=0.06)
+    assert sum(each.score.low > 0 for each in card.of("synthetic").values()) <= 1
 
 
 def test_half_a_rule_shows() -> None:
     """One word of two: what it says is right. The word alone where a pair is needed: it is not."""
     part = {0: Rule((Clause((Token((" w1",)),), 2.0),)), 1: Rule((Clause((Token((" w3",)),), 1.0),))}
-    found, _ = score_synthetic_rules(planted(), said(part), oracle)
-    assert found[0].agreement.value > 0.95
-    assert found[1].agreement.value < 0.6
+    found = agreement(score_synthetic_rules(planted(), said(part), oracle))
+    assert found[0] > 0.95
+    assert found[1] < 0.6
 
 
 def test_what_cannot_be_made_is_told() -> None:
-    dead = Rule(
-        (
-            Clause(
-                (Token((" w1",)),),
-            ),
-        )
-    )
-    given = [*said({0: TRUE[0]}), Explanation(1, "person", "pairs"), Explanation(9, "rules", "", dead)]
-    given.append(Explanation(2, "rules", "", Rule((Clause((Position(400),)),))))
-    found, unmade = score_synthetic_rules(planted(), given, oracle)
-    assert [each.feature for each in found] == [0]
-    assert found[0].difference.null is None
-    reasons = {each.feature: each.reason for each in unmade}
+    rules = {0: TRUE[0], 2: Rule((Clause((Position(400),)),)), 9: TRUE[0]}
+    card = score_synthetic_rules(planted(), said(rules, Explanation(1, "person", "pairs")), oracle)
+    assert list(agreement(card)) == [0]
+    assert card.of("synthetic")[0].score.null is None
+    reasons = {each.feature: each.reason for each in card.unscored}
     assert "no rule" in reasons[1]
-    assert "does not exist" in reasons[9]
     assert "no passage is as long" in reasons[2]
+    assert "does not exist" in reasons[9]
 
 
 def test_new_text_runs_as_the_corpus_did(tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:

@@ -186,8 +186,8 @@ def rule_score(
     def measured(each: Rule, number: int, null: Score | None) -> Score:
         generator = np.random.default_rng([seed, number])
         made = rule_texts(each, ranked.words, trials, generator, width=width)
-        values = [_responses(module, text) for text in (made.positive, made.negative)]
-        return synthetic_score(*values, ranked.sigma, null=null, seed=seed)
+        on, off = _responses(module, made.positive), _responses(module, made.negative)
+        return synthetic_score(on, off, ranked.sigma, null=null, seed=seed)
 
     try:
         return measured(rule, 0, measured(_random_words(ranked, seed), 1, None))

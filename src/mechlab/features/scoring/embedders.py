@@ -148,4 +148,5 @@ def _stored_pooling(path: Path) -> str:
 
 def _unit(vectors: Float32[np.ndarray, "text d"]) -> Float32[np.ndarray, "text d"]:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+    unit: np.ndarray = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+    return unit

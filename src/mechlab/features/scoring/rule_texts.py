@@ -194,8 +194,7 @@ class _Planter:
         """Tokens that may stand at an offset; None when nothing is said about it."""
         allowed = None
         for atom in clause.atoms:
-            lexical = isinstance(atom, Token | Spelling | Concept)
-            if lexical and getattr(atom, "offset", 0) == offset:
+            if isinstance(atom, Token | Spelling | Concept) and getattr(atom, "offset", 0) == offset:
                 meant = self._ids(atom)
                 one = ~meant if atom.negated else meant
                 allowed = one if allowed is None else allowed & one

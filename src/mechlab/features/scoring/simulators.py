@@ -1,32 +1,20 @@
-"""Who predicts activations token by token, and the simulation score of features."""
+"""Who predicts activations token by token: rules, and language models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from mechlab.errors import MechlabError, near
+from mechlab.errors import MechlabError
 from mechlab.features.explanations import Explanation
-from mechlab.features.index import FeatureIndex
 from mechlab.features.rules import Matcher
-from mechlab.features.scoring.simulation import (
-    CALIBRATIONS,
-    LEVELS,
-    calibrated,
-    expected_level,
-    simulation_scores,
-)
+from mechlab.features.scoring.simulation import LEVELS, expected_level
 from mechlab.features.text import Text
-from mechlab.features.windows import Windows, divide
 from mechlab.models.subject import Subject
-from mechlab.scores import Score
-
-WINDOWS = 20
 
 
 @runtime_checkable
@@ -129,104 +117,3 @@ class ModelSimulator:
                 f"{self.subject.name} takes {self.subject.n_ctx}; use narrower windows",
             )
         return tokens, asked
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """Simulation scores of one explanation of a feature.
-
-    Attributes:
-        scores: by name (see ``mechlab.features.scoring.simulation``), with a null each.
-        failed: windows without a prediction.
-    """
-
-    feature: int
-    explainer: str
-    scores: dict[str, Score]
-    failed: int
-
-
-def score_simulations(
-    index: FeatureIndex,
-    explanations: Sequence[Explanation],
-    simulator: Simulator,
-    *,
-    windows: int = WINDOWS,
-    width: int = 32,
-    calibrate: str | None = "linear",
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Simulated]:
-    """Simulation scores of explanations on held-out text.
-
-    For each feature: the ``windows`` windows with its largest activations, one per document, and as
-    many at random. With a calibration every second of them, by document, is spent on it. The null is
-    what the explanation of the next feature predicts on the same windows, calibrated anew.
-
-    Args:
-        index: of documents that no explainer saw.
-        explanations: in any order; features with fewer than 4 active documents here are left out.
-        calibrate: "linear", "percentile", or None where predictions are in units of the activation.
-        progress: told (done, all) after each.
-
-    Raises MechlabError for an unknown calibration and whatever the simulator raises.
-    """
-    if calibrate not in (None, *CALIBRATIONS):
-        raise MechlabError("unknown calibration", calibrate, near(calibrate, CALIBRATIONS))
-    places = divide(index.text, width)
-    found: list[Simulated] = []
-    for at, explanation in enumerate(explanations):
-        others = [each for each in explanations if each.feature != explanation.feature]
-        starts = simulation_windows(index, explanation.feature, places, windows, seed)
-        if len(starts) >= 4:
-            other = others[at % len(others)] if others else None
-            found.append(_one(index, explanation, other, simulator, starts, width, calibrate, seed))
-        if progress is not None:
-            progress(at + 1, len(explanations))
-    return found
-
-
-def simulation_windows(
-    index: FeatureIndex, feature: int, places: Windows, count: int, seed: int
-) -> Int[np.ndarray, "window"]:
-    """First rows of the top windows, one per document, and of as many random ones; none if too few fire."""
-    row, value = index.entries(feature)
-    window, peak = places.peaks(np.asarray(row), np.asarray(value))
-    ranked = window[np.argsort(-peak, kind="stable")]
-    _, first = np.unique(places.document[ranked], return_index=True)
-    top = ranked[np.sort(first)[:count]]
-    if len(top) < 4:
-        return np.zeros(0, np.int64)
-    rest = np.setdiff1d(np.arange(len(places)), top)
-    generator = np.random.default_rng([seed, feature])
-    drawn = generator.choice(rest, min(len(top), len(rest)), replace=False)
-    return places.start[np.concatenate([top, drawn])]
-
-
-def _one(
-    index: FeatureIndex,
-    explanation: Explanation,
-    other: Explanation | None,
-    simulator: Simulator,
-    starts: Int[np.ndarray, "window"],
-    width: int,
-    calibrate: str | None,
-    seed: int,
-) -> Simulated:
-    truth = index.dense(explanation.feature)[starts[:, None] + np.arange(width)].astype(np.float64)
-    document = index.text.document[starts].astype(np.int64)
-    # Ranked documents take turns, so that both parts hold strong and weak windows.
-    _, first, place = np.unique(document, return_index=True, return_inverse=True)
-    fits: Bool[np.ndarray, "window"] = (np.argsort(np.argsort(first))[place] % 2).astype(bool)
-    kept = np.ones(len(starts), bool) if calibrate is None else ~fits
-
-    def measured(said: Explanation, nulls: dict[str, Score] | None) -> tuple[dict[str, Score], int]:
-        predicted = simulator(said, index.text, starts, width)
-        failed = int((~np.isfinite(predicted).all(1)).sum())
-        if calibrate is not None:
-            predicted = calibrated(truth, predicted, fits, calibrate)
-        return simulation_scores(truth[kept], predicted[kept], document[kept], seed=seed, nulls=nulls), failed
-
-    nulls = None if other is None else measured(other, None)[0]
-    scores, failed = measured(explanation, nulls)
-    return Simulated(explanation.feature, explanation.explainer, scores, failed)

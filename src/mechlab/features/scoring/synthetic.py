@@ -14,19 +14,20 @@ made without one (``rule_texts``). Null: texts made for another feature's explan
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from mechlab.activations.capture import read_sites
 from mechlab.errors import MechlabError
-from mechlab.features.explanations import Explanation
+from mechlab.features.explanations import Explanation, Explanations
 from mechlab.features.index import FeatureIndex
 from mechlab.features.rules import Rule
 from mechlab.features.scoring.metrics import balanced_accuracy, derangement, with_null
 from mechlab.features.scoring.rule_texts import RuleTexts, rule_texts
+from mechlab.features.scoring.scorecard import Scorecard, Scored, Unscored
 from mechlab.features.text import Text
 from mechlab.models.subject import Subject
 from mechlab.sae.codes import scatter
@@ -67,33 +68,9 @@ def synthetic_score(
     return score("synthetic", sums, difference, seed=seed, null=null, chance=0.0)
 
 
-@dataclass(frozen=True)
-class Synthetic:
-    """How a feature responds to texts made for an explanation of it.
-
-    Attributes:
-        difference: ``synthetic_score`` at the tokens where the rule fires, and where it is silent.
-        agreement: balanced accuracy of "active" against "the rule fires", at the same tokens.
-    """
-
-    feature: int
-    explainer: str
-    difference: Score
-    agreement: Score
-
-
-@dataclass(frozen=True)
-class Unmade:
-    """An explanation without a score, and why."""
-
-    feature: int
-    explainer: str
-    reason: str
-
-
 def score_synthetic_rules(
     index: FeatureIndex,
-    explanations: Sequence[Explanation],
+    explanations: Explanations,
     activate: Activate,
     *,
     texts: int = TEXTS,
@@ -101,20 +78,23 @@ def score_synthetic_rules(
     concepts: Mapping[str, Collection[str]] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[Synthetic], list[Unmade]]:
+) -> Scorecard:
     """Synthetic-text scores of rules, on texts of their own making.
+
+    Two scorers, both at the tokens where the rule fires and where it is silent: "synthetic" is the
+    difference in σ, "synthetic agreement" the balanced accuracy of "active" against "the rule fires".
 
     Args:
         index: gives the fragments that texts are made from, and each feature's σ over its rows.
-        explanations: with rules; others are unmade.
+        explanations: with rules; others have no score.
         activate: runs the features (``dictionary_activations``).
         texts: on either side, for each explanation.
         width: tokens of a text.
         progress: told (done, all) after each.
     """
     made: list[tuple[Explanation, RuleTexts, float]] = []
-    unmade: list[Unmade] = []
-    for explanation in explanations:
+    unscored: list[Unscored] = []
+    for explanation in explanations.items:
         generator = np.random.default_rng([seed, explanation.feature])
         try:
             sigma = _sigma(index, explanation.feature)
@@ -123,7 +103,8 @@ def score_synthetic_rules(
             )
             made.append((explanation, texts_made, sigma))
         except MechlabError as error:
-            unmade.append(Unmade(explanation.feature, explanation.explainer, str(error)))
+            why = Unscored(explanation.feature, explanation.explainer, "synthetic", str(error))
+            unscored.append(why)
     # Whose feature is run on whose texts, as a control.
     lent = derangement(len(made), np.random.default_rng(seed)) if len(made) > 1 else np.zeros(0, np.int64)
     measured: dict[tuple[int, bool], tuple[Score, Score]] = {}
@@ -137,12 +118,14 @@ def score_synthetic_rules(
             measured[place, control] = _both(on[:, column], off[:, column], scale, seed)
         if progress is not None:
             progress(at + 1, len(made))
-    found = []
+    scored = []
     for at, (explanation, _, _) in enumerate(made):
-        scores, nulls = measured[at, False], measured.get((at, True), (None, None))
-        difference, agreement = (with_null(one, null) for one, null in zip(scores, nulls, strict=True))
-        found.append(Synthetic(explanation.feature, explanation.explainer, difference, agreement))
-    return found, unmade
+        rate = float(index.density[explanation.feature])
+        nulls = measured.get((at, True), (None, None))
+        for one, null in zip(measured[at, False], nulls, strict=True):
+            who = (explanation.feature, explanation.explainer, one.name)
+            scored.append(Scored(*who, with_null(one, null), rate, 0, texts, texts))
+    return Scorecard(tuple(scored), tuple(unscored), seed)
 
 
 def dictionary_activations(subject: Subject, dictionary: Dictionary) -> Activate:
@@ -165,7 +148,7 @@ def dictionary_activations(subject: Subject, dictionary: Dictionary) -> Activate
     return activate
 
 
-def padded(subject: Subject, text: Text) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(subject: Subject, text: Text) -> tuple[Int[Tensor, "passage pos"], Bool[Tensor, "passage pos"]]:
     """Passages as a batch: token ids ``[passage, pos]``, BOS first, and True on the text's own tokens.
 
     Rows of the batch that the mask selects are the text's rows in order.
