@@ -137,12 +137,15 @@ def test_mistakes_are_one_line(made: Path, tmp_path: Path, capsys: pytest.Captur
     assert "feature does not exist: 24" in refused(index, "--features", "0-24", "--out", out)
     assert "features cannot be read" in refused(index, "--features", "a", "--out", out)
     assert "format" in refused(index, "--format", "pdf", "--out", out)
+    save_explanations(Explanations((), (), 3), tmp_path / "few", config={}, seed=0, inputs={})
+    said = refused(index, "--explanations", tmp_path / "few", "--out", out)
+    assert "explanations are of another index: 3 features, not 24" in said
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     assert "something is there already" in refused(index, "--out", out)
     assert (out / "mine.txt").read_text() == "mine"
-    assert list(tmp_path.iterdir()) == [out]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "few", out]
 
 
 def test_ranges() -> None:

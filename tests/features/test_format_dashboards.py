@@ -26,6 +26,8 @@ from mechlab.features.formats.upload_batch import (
 )
 from mechlab.features.index import FeatureIndex, index_of
 from mechlab.features.text import text_of
+from mechlab.features.vocabulary import vocabulary_of
+from mechlab.models.subject import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 MATERIAL = Material(
@@ -257,3 +259,30 @@ def test_circuit_tracer_there_and_back(tmp_path: Path) -> None:
         read_circuit_tracer(tmp_path / "a")
     with pytest.raises(MechlabError, match="no feature files"):
         read_circuit_tracer(tmp_path)
+
+
+def test_a_real_tokenizer_leaves_no_mojibake(stories_model: Path, stories_data: Path, tmp_path: Path) -> None:
+    """Stories with characters that the tokenizer writes as several bytes; a feature on all of these bytes."""
+    subject = load_model(stories_model)
+    vocabulary = vocabulary_of(subject)
+    with stories_data.open(encoding="utf-8") as lines:
+        stories = [json.loads(line)["text"] for _, line in zip(range(3000), lines, strict=False)]
+    foreign = [story for story in stories if not story.isascii()][:8]
+    assert foreign
+    passages = [subject.tokens(story)[1:].tolist() for story in [*foreign, "naïve 日本 🙂 end"]]
+    text = text_of(passages, vocabulary)
+    parts = np.isin(text.tokens, list(vocabulary.partial))
+    index = index_of(text, {0: parts * 1.5})
+    write_circuit_tracer(index, tmp_path / "a")
+    found = read_circuit_tracer(tmp_path / "a")[0]
+    shown = "".join(
+        token
+        for group in found["examples_quantiles"]
+        for example in group["examples"]
+        for token, value in zip(example["tokens"], example["tokens_acts_list"], strict=True)
+        if value
+    )
+    assert {"日", "本", "🙂"} <= set(shown)
+    assert "\ufffd" not in shown
+    assert "\\x" not in shown
+    assert "<0x" not in shown

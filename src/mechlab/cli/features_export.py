@@ -112,6 +112,7 @@ def ranges(words: str) -> list[int]:
 
 
 def _material(config: ExportConfig, index: FeatureIndex, wanted: list[int] | None) -> Material:
+    from mechlab.artifacts import open_artifact
     from mechlab.features.explanations import load_explanations
     from mechlab.features.formats.collect import collect
     from mechlab.features.notes import read_notes
@@ -129,12 +130,21 @@ def _material(config: ExportConfig, index: FeatureIndex, wanted: list[int] | Non
             raise MechlabError(
                 "dictionary is not the one that was indexed", config.dictionary, "check --dictionary"
             )
+    explanations = None if config.explanations is None else load_explanations(config.explanations)
+    if explanations is not None and explanations.n_features != index.n_features:
+        raise MechlabError(
+            "explanations are of another index",
+            f"{explanations.n_features} features, not {index.n_features}",
+            "check --explanations",
+        )
+    judge = "" if config.scores is None else open_artifact(config.scores).manifest.config.get("judge", "")
     return collect(
         index,
         features=wanted,
-        explanations=() if config.explanations is None else load_explanations(config.explanations).items,
+        explanations=() if explanations is None else explanations.items,
         scores=() if config.scores is None else load_scores(config.scores),
         notes=read_notes(config.index),
+        judge=str(judge or ""),
         neighbours=config.neighbours,
         **more,
     )

@@ -60,14 +60,19 @@ class FeatureExamples:
         first, last = np.searchsorted(self._row, (start, stop))
         dense = np.zeros(stop - start)
         dense[self._row[first:last] - start] = self._value[first:last]
+        strength, ids = dense.tolist(), self.text.tokens[start:stop].tolist()
+        vocabulary = self.text.vocabulary
+        if vocabulary.partial.keys().isdisjoint(ids):  # nothing to join, as nearly always
+            texts = vocabulary.texts
+            return Example(tuple(texts[id] or f"<{id}>" for id in ids), tuple(strength), row - start, row)
         tokens: list[str] = []
         values: list[float] = []
         peak = 0
-        for piece in self.text.vocabulary.pieces(np.asarray(self.text.tokens[start:stop])):
+        for piece in vocabulary.pieces(np.array(ids)):
             if piece.start <= row - start < piece.stop:
                 peak = len(tokens)
-            tokens.append(piece.text or f"<{int(self.text.tokens[start + piece.start])}>")
-            values.append(float(dense[piece.start : piece.stop].max()))
+            tokens.append(piece.text or f"<{ids[piece.start]}>")
+            values.append(max(strength[piece.start : piece.stop]))
         return Example(tuple(tokens), tuple(values), peak, row)
 
     def top(self, count: int) -> list[Example]:
