@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mechlab.circuits.circuit import Circuit
 from mechlab.dashboards.circuit_page import circuit_record
 from mechlab.dashboards.page import Page, Result
 from mechlab.dashboards.records import feature_records
-from mechlab.features.token_detection import DetectionResult
-from mechlab.features.token_explain import Explanations
-from mechlab.features.token_index import FeatureIndex
+from mechlab.features.explanations import Explanations
+from mechlab.features.index import FeatureIndex
+from mechlab.features.scoring.scorecard import Scorecard
+from mechlab.features.statistics import Statistics
 from mechlab.sae.evaluate import Evaluation
+
+# Scorers whose means stand among the results.
+_SHOWN = {"detection": "Detection", "fuzzing": "Fuzzing"}
 
 
 def run_page(
@@ -27,9 +31,9 @@ def run_page(
     evaluation: Evaluation,
     circuit: Circuit | None,
     index: FeatureIndex,
+    statistics: Statistics,
     explanations: Explanations,
-    detection: DetectionResult,
-    decode: Callable[[int], str],
+    scores: Scorecard,
 ) -> Page:
     """The page of one run.
 
@@ -37,7 +41,6 @@ def run_page(
         tokens: rows the dictionary was trained on.
         command: the exact command that makes the run again.
         timings: stage → seconds.
-        decode: token id → the string to show.
     """
     results = [
         Result.of(evaluation.l0, "L0", "active latents per held-out token"),
@@ -48,9 +51,10 @@ def run_page(
     ]
     if circuit is not None:
         results.append(Result.of(circuit.faithfulness, "Circuit faithfulness", f"{circuit.n_edges} edges"))
-    if detection.total is not None:
-        note = f"mean of {len(detection.scores):,} features"
-        results.append(Result.of(detection.total, "Detection", note))
+    for total in scores.totals():
+        if total.scorer in _SHOWN:
+            note = f"mean of {total.mean.n:,} features"
+            results.append(Result.of(total.mean, _SHOWN[total.scorer], note))
     return Page(
         title=f"{model} at {site}",
         model=model,
@@ -61,6 +65,6 @@ def run_page(
         fingerprints=fingerprints,
         results=tuple(results),
         timings=timings,
-        features=feature_records(index, explanations, detection, decode),
+        features=feature_records(index, statistics, explanations, scores),
         circuit=None if circuit is None else circuit_record(circuit),
     )

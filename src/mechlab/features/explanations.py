@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mechlab.artifacts import Artifact, open_artifact, writing
 from mechlab.errors import MechlabError
+from mechlab.features.index import FeatureIndex
 from mechlab.features.rules import Rule
+from mechlab.features.rules.search import explain_rules
+from mechlab.features.split import Split
 from mechlab.files import canonical_json, write_atomic
 
 KIND = "explanations"
@@ -103,6 +108,28 @@ def rule_explanations(rules: Mapping[int, Rule]) -> list[Explanation]:
     return [Explanation(feature, "rules", rule.sentence(), rule) for feature, rule in sorted(rules.items())]
 
 
+def explain_features(
+    index: FeatureIndex,
+    *,
+    split: Split | None = None,
+    features: Iterable[int] | None = None,
+    concepts: Mapping[str, Collection[str]] | None = None,
+    promoted: Mapping[int, Collection[str]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Explanations:
+    """A rule for every live feature, learnt from its activations: no language model is asked.
+
+    Args:
+        split: learn from its half of the documents only, so that the others can be scored on; None:
+            from all documents.
+        features, concepts, promoted, progress: as for ``mechlab.features.rules.explain_rules``.
+    """
+    seen = index if split is None else index.restrict(split.explains(index.text.document))
+    rules = explain_rules(seen, features=features, concepts=concepts, promoted=promoted, progress=progress)
+    documents = np.unique(seen.text.document).tolist()
+    return Explanations(tuple(rule_explanations(rules)), tuple(documents), index.n_features)
+
+
 def joined(parts: Iterable[Explanations]) -> Explanations:
     """Explanations of one index by several explainers. MechlabError when the indexes differ in size."""
     several = list(parts)
@@ -120,7 +147,7 @@ def joined(parts: Iterable[Explanations]) -> Explanations:
 
 
 def save_explanations(
-    explanations: Explanations,
+    made: Explanations | Callable[[], Explanations],
     path: Path | str,
     *,
     config: Mapping[str, Any],
@@ -131,6 +158,7 @@ def save_explanations(
     """Write explanations as an artifact of kind "explanations".
 
     Args:
+        made: the explanations, or what makes them; not called when they are there already.
         config: settings of the explainers.
         inputs: role → fingerprint of what they were made from ({"index": …}).
 
@@ -139,6 +167,7 @@ def save_explanations(
     with writing(path, KIND, config=dict(config), seed=seed, inputs=inputs, overwrite=overwrite) as writer:
         if writer.finished is not None:
             return writer.finished
+        explanations = made() if callable(made) else made
         lines = (json.dumps(each.to_dict(), ensure_ascii=False) + "\n" for each in explanations.items)
         write_atomic(writer.work / _FILE, "".join(lines))
         about = {

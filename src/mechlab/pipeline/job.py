@@ -11,7 +11,6 @@ train split, the dictionary is evaluated on validation, and explanations are sco
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import shutil
 import time
@@ -32,16 +31,24 @@ from mechlab.dashboards.run_page import run_page
 from mechlab.data.corpus import BUNDLED, Corpus, open_corpus, require_tokens
 from mechlab.data.tasks import Task, make_task
 from mechlab.errors import MechlabError
-from mechlab.features.token_detection import DetectionResult, score_explanations
-from mechlab.features.token_explain import Explanations, explain_features
-from mechlab.features.token_index import FeatureIndex, build_index, load_index, save_index
-from mechlab.features.token_rows import Rows
-from mechlab.features.token_windows import WIDTH
-from mechlab.files import canonical_json, fingerprint, write_atomic
+from mechlab.features.building import load_index
+from mechlab.features.explanations import (
+    Explanations,
+    explain_features,
+    load_explanations,
+    save_explanations,
+)
+from mechlab.features.index import FeatureIndex
+from mechlab.features.scoring.score import score_features
+from mechlab.features.scoring.scorecard import Scorecard, load_scores, save_scores
+from mechlab.features.sources import index_dictionary, store_rows
+from mechlab.features.statistics import load_statistics
+from mechlab.features.windows import WIDTH
+from mechlab.files import canonical_json, write_atomic
 from mechlab.models.subject import Subject, load_model
 from mechlab.pipeline.config import RunConfig
 from mechlab.pipeline.summary import summarise
-from mechlab.sae.dictionary import Dictionary, default_config, encode_store, train_sae
+from mechlab.sae.dictionary import Dictionary, default_config, train_sae
 from mechlab.sae.evaluate import Evaluation, evaluate
 from mechlab.settings import changed
 
@@ -56,6 +63,7 @@ TRAIN_TOKENS = 1_500_000
 EXPLAIN_ROWS = 300_000
 # Prompt pairs for choosing a circuit, and as many held-out ones for judging it.
 PROMPTS = 128
+SCORERS = ("detection", "fuzzing")
 STAGES = ("harvest", "train", "evaluate", "circuit", "explain", "score", "page")
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
@@ -178,8 +186,8 @@ class _Job:
         with self._timed("explain", ledger):
             index, explanations = self._explain(dictionary, store)
         with self._timed("score", ledger):
-            detection = self._score(dictionary, heldout, explanations)
-        summary = summarise(store, dictionary, evaluation, circuit, explanations, detection)
+            scores = self._score(dictionary, heldout, explanations)
+        summary = summarise(store, dictionary, evaluation, circuit, explanations, scores)
         summary = {"model": self.config.model, **summary, "dashboard": str(self.config.out / PAGE)}
         with self._timed("page", ledger):
             page = run_page(
@@ -193,9 +201,9 @@ class _Job:
                 evaluation=evaluation,
                 circuit=circuit,
                 index=index,
+                statistics=load_statistics(self.config.out / "features"),
                 explanations=explanations,
-                detection=detection,
-                decode=self.subject.token_text,
+                scores=scores,
             )
             write_atomic(writer.work / PAGE, render_page(page))
         summary["seconds"] = {stage: round(self.seconds.get(stage, 0.0), 2) for stage in STAGES}
@@ -270,52 +278,51 @@ class _Job:
         return found
 
     def _explain(self, dictionary: Dictionary, store: Store) -> tuple[FeatureIndex, Explanations]:
-        path, made_from = self.config.out / "features", dictionary.artifact.manifest.fingerprint
-        rows = functools.cache(lambda: self._rows(dictionary, store, EXPLAIN_ROWS))
-        if not (exists(path) and open_artifact(path).manifest.inputs.get("dictionary") == made_from):
-            save_index(
-                build_index(rows()),
-                path,
-                seed=self.config.seed,
-                inputs={"dictionary": made_from},
-                overwrite=self.config.overwrite,
-            )
-        index = load_index(path)
-        fields = self._record(
-            "explanations",
-            {"rows": min(EXPLAIN_ROWS, store.n_rows)},
-            {"dictionary": made_from, "features": open_artifact(path).manifest.fingerprint},
+        index = self._index("features", dictionary, store, EXPLAIN_ROWS)
+        path = self.config.out / "explanations"
+        save_explanations(
             lambda: explain_features(
-                index, rows(), self.subject.token_text, window=_window(rows())
-            ).to_dict(),
+                index, progress=lambda done, total: self.progress("explain", done, total, {})
+            ),
+            path,
+            config={"explainer": "rules"},
+            seed=self.config.seed,
+            inputs={"index": open_artifact(self.config.out / "features").manifest.fingerprint},
+            overwrite=self.config.overwrite,
         )
-        return index, Explanations.from_dict(fields)
+        return index, load_explanations(path)
 
-    def _score(self, dictionary: Dictionary, heldout: Store, explanations: Explanations) -> DetectionResult:
-        fields = self._record(
-            "detection",
-            {"split": "test"},
-            {
-                "activations": heldout.artifact.manifest.fingerprint,
-                "explanations": fingerprint(explanations.to_dict()),
+    def _score(self, dictionary: Dictionary, heldout: Store, explanations: Explanations) -> Scorecard:
+        index = self._index("heldout_features", dictionary, heldout, None)
+        path, width = self.config.out / "scores", _window(index)
+        save_scores(
+            lambda: score_features(index, explanations, SCORERS, width=width, seed=self.config.seed),
+            path,
+            config={"scorers": list(SCORERS), "width": width, "split": "test"},
+            seed=self.config.seed,
+            inputs={
+                "index": open_artifact(self.config.out / "heldout_features").manifest.fingerprint,
+                "explanations": open_artifact(self.config.out / "explanations").manifest.fingerprint,
             },
-            lambda: score_explanations(
-                explanations, self._rows(dictionary, heldout, None), self.config.seed
-            ).to_dict(),
+            overwrite=self.config.overwrite,
         )
-        return DetectionResult.from_dict(fields)
+        return load_scores(path)
+
+    def _index(self, name: str, dictionary: Dictionary, store: Store, rows: int | None) -> FeatureIndex:
+        path = self.config.out / name
+        index_dictionary(
+            dictionary,
+            store_rows(store, self.subject, device=self.subject.device, rows=rows),
+            path,
+            signs=getattr(dictionary.sae, "signed", False),
+            seed=self.config.seed,
+            overwrite=self.config.overwrite,
+        )
+        return load_index(path)
 
     def _task(self, split: str) -> Task:
         return make_task(
             self.config.task, self.subject.tokenizer, n=PROMPTS, seed=self.config.seed, split=split
-        )
-
-    def _rows(self, dictionary: Dictionary, store: Store, rows: int | None) -> Rows:
-
-        codes = encode_store(dictionary, store, rows=rows)
-        columns = {c: store.column(c)[:rows].numpy() for c in ("tokens", "context", "position", "document")}
-        return Rows(
-            **columns, values=codes.values.numpy(), indices=codes.indices.numpy(), d_sae=dictionary.sae.d_sae
         )
 
     def _record(
@@ -359,7 +366,6 @@ def _corpus(config: RunConfig) -> Corpus:
     return open_corpus(source, column=config.column, skip_corrupt=config.skip_corrupt)
 
 
-def _window(rows: Rows) -> int:
+def _window(index: FeatureIndex) -> int:
     """Tokens per scored window: 32, or fewer where a quarter of the contexts are shorter."""
-    _, lengths = np.unique(rows.context, return_counts=True)
-    return int(np.clip(np.quantile(lengths, 0.25), FEWEST_TOKENS, WIDTH))
+    return int(np.clip(np.quantile(np.diff(index.text.bounds), 0.25), FEWEST_TOKENS, WIDTH))

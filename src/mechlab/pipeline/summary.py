@@ -6,8 +6,8 @@ from typing import Any
 
 from mechlab.activations.store import Store
 from mechlab.circuits.circuit import Circuit
-from mechlab.features.token_detection import DetectionResult
-from mechlab.features.token_explain import Explanations
+from mechlab.features.explanations import Explanations
+from mechlab.features.scoring.scorecard import Scorecard
 from mechlab.sae.dictionary import Dictionary
 from mechlab.sae.evaluate import Evaluation
 
@@ -18,10 +18,11 @@ def summarise(
     evaluation: Evaluation,
     circuit: Circuit | None,
     explanations: Explanations,
-    detection: DetectionResult,
+    scores: Scorecard,
 ) -> dict[str, Any]:
     """The figures of ``summary.json``, all but the model's name, the seconds and the page."""
-    total = detection.total
+    totals = {each.scorer: each.mean for each in scores.totals()}
+    total = totals.get("detection")
     return {
         "site": dictionary.site,
         "tokens": store.n_rows,
@@ -44,10 +45,11 @@ def summarise(
             "faithfulness_null": circuit.faithfulness.null and circuit.faithfulness.null.value,
         },
         "features": {
-            "explained": len(explanations.rules),
-            "scored": len(detection.scores),
+            "explained": len({each.feature for each in explanations.items}),
+            "scored": len(scores.of("detection")),
             "detection_mean": total and total.value,
             "detection_interval": total and [total.low, total.high],
             "detection_null": total and total.null and total.null.value,
+            "fuzzing_mean": totals["fuzzing"].value if "fuzzing" in totals else None,
         },
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,24 +134,27 @@ class Scorecard:
 
 
 def save_scores(
-    card: Scorecard,
+    made: Scorecard | Callable[[], Scorecard],
     path: Path | str,
     *,
     config: Mapping[str, Any],
+    seed: int,
     inputs: Mapping[str, str],
     overwrite: bool = False,
 ) -> Artifact:
     """Write scores as an artifact of kind "feature-scores".
 
     Args:
+        made: the scores, or what makes them; not called when they are there already.
         config: how they were made (scorers, judge, samples, width).
         inputs: role → fingerprint of what was scored ({"index": …, "explanations": …}).
 
     Raises MechlabError as ``mechlab.artifacts.writing`` does.
     """
-    with writing(path, KIND, config=config, seed=card.seed, inputs=inputs, overwrite=overwrite) as writer:
+    with writing(path, KIND, config=config, seed=seed, inputs=inputs, overwrite=overwrite) as writer:
         if writer.finished is not None:
             return writer.finished
+        card = made() if callable(made) else made
         write_atomic(writer.work / _FILE, canonical_json(card.to_dict()))
         facts = {
             "totals": [
