@@ -155,8 +155,10 @@ def test_shown_joins_parts_of_a_character() -> None:
         ("hi", *(f"<{byte}>" for byte in smile)), {i + 1: bytes([b]) for i, b in enumerate(smile)}
     )
     index = index_of(text_of([[0, 1, 2, 3, 4, 0]], vocabulary), {0: np.array([0.0, 1, 3, 0, 2, 0])})
-    (context,) = top_contexts(index, 0, 1, 2)
-    assert context.centre == 2
+    for radius in (0, 1, 2):  # never cut in two
+        (context,) = top_contexts(index, 0, 1, radius)
+        assert "🙂" in [each.text for each in shown(index, 0, context)]
+        assert context.start + context.centre == context.row == 2
     (context,) = top_contexts(index, 0, 1, 9)
     pieces = shown(index, 0, context)
     assert [(each.text, each.activation, each.centre) for each in pieces] == [

@@ -24,6 +24,8 @@ QUANTILES = 10
 _POOL = 512
 # Rows drawn for each context asked for, before all are looked through.
 _DRAWS = 16
+# Most tokens by which a context grows on either side so as not to cut a character, of 4 bytes at most.
+_MARGIN = 3
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,18 @@ def shown(index: FeatureIndex, feature: int, context: Context) -> list[Shown]:
 def context_at(text: Text, row: int, radius: int = RADIUS) -> Context:
     """The context of a row: ``radius`` tokens on either side as far as its passage goes.
 
+    A character in several tokens is not cut in two: up to three tokens more are taken for that.
     Raises MechlabError for a row outside the text or a negative radius.
     """
     if not 0 <= row < len(text) or radius < 0:
         raise MechlabError("no such context", f"row {row}, radius {radius}", f"there are {len(text)} rows")
     passage = int(text.passage[row])
-    start = max(int(text.bounds[passage]), row - radius)
-    stop = min(int(text.bounds[passage + 1]), row + radius + 1)
+    first, last = int(text.bounds[passage]), int(text.bounds[passage + 1])
+    start, stop = max(first, row - radius), min(last, row + radius + 1)
+    if text.vocabulary.partial:
+        for _ in range(_MARGIN):
+            start -= start > first and _continues(text, start)
+            stop += stop < last and _continues(text, stop)
     return Context(start, stop, row - start, row, int(text.document[row]))
 
 
@@ -251,10 +258,17 @@ def _without(
     """The same of the rows around which the feature is nowhere active."""
     text, active = index.text, index.entries(feature)[0]
     passage = text.passage[rows]
-    start = np.maximum(text.bounds[passage], rows - radius).astype(active.dtype)
-    stop = np.minimum(text.bounds[passage + 1], rows.astype(np.int64) + radius + 1).astype(active.dtype)
+    reach = radius + (_MARGIN if text.vocabulary.partial else 0)
+    start = np.maximum(text.bounds[passage], rows - reach).astype(active.dtype)
+    stop = np.minimum(text.bounds[passage + 1], rows.astype(np.int64) + reach + 1).astype(active.dtype)
     silent = np.searchsorted(active, start) == np.searchsorted(active, stop)
     return _distinct(text, rows[silent], count, radius)
+
+
+def _continues(text: Text, row: int) -> bool:
+    """Whether a token begins inside a character: all bytes of UTF-8 but the first begin with bits 10."""
+    data = text.vocabulary.partial.get(int(text.tokens[row]), b"")
+    return data[:1] != b"" and data[0] & 0xC0 == 0x80
 
 
 def _positive(count: int) -> None:
