@@ -46,7 +46,9 @@ def gather(
     value = np.empty(values.size, np.float32)
     found = _gather(values, np.ascontiguousarray(indices), first, n_features, row, feature, value)
     _refuse(found)
-    return row[:found], feature[:found], value[:found]
+    row, feature, value = row[:found], feature[:found], value[:found]
+    # Mostly inactive slots are not worth the memory.
+    return (row.copy(), feature.copy(), value.copy()) if 2 * found < values.size else (row, feature, value)
 
 
 def gather_reference(

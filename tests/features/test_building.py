@@ -16,7 +16,7 @@ import pytest
 
 from mechlab.artifacts import exists, open_artifact
 from mechlab.errors import MechlabError
-from mechlab.features import building
+from mechlab.features import building, merging
 from mechlab.features.building import IndexWriter, load_index
 from mechlab.features.statistics import load_statistics, statistics_of
 from mechlab.features.text import Text
@@ -65,7 +65,7 @@ def equal(index, text: Text, values, indices, features: int) -> None:
 )
 def test_shards_of_any_size_make_the_same_index(tmp_path, monkeypatch, seed, rows, k, features, shard):
     monkeypatch.setattr(building, "_SHARD", shard)
-    monkeypatch.setattr(building, "_BLOCK", 3 * shard)
+    monkeypatch.setattr(merging, "_BLOCK", 3 * shard)
     text, values, indices = made(seed, rows, k, features)
     cuts = np.random.default_rng(seed).integers(rows + 1, size=4).tolist()
     with IndexWriter(tmp_path / "i", WORDS, features, **PLAN) as writer:
@@ -119,6 +119,18 @@ def test_codes_of_any_width(tmp_path):
         writer.add(*columns(text.cut(150, 200)), np.zeros((50, 0), np.float32), np.zeros((50, 0), np.int64))
         writer.finish()
     values[150:] = 0
+    equal(load_index(tmp_path / "i"), text, values, indices, 20)
+
+
+def test_arrays_may_be_used_again(tmp_path):
+    text, values, indices = made(2, 60, 5, 20)
+    buffers = [np.empty_like(each[:20]) for each in (*columns(text), values, indices)]
+    with IndexWriter(tmp_path / "i", WORDS, 20, **PLAN) as writer:
+        for start in range(0, 60, 20):
+            for buffer, array in zip(buffers, (*columns(text), values, indices), strict=True):
+                buffer[:] = array[start : start + 20]
+            writer.add(*buffers)
+        writer.finish()
     equal(load_index(tmp_path / "i"), text, values, indices, 20)
 
 
@@ -177,7 +189,7 @@ def test_a_killed_build_goes_on(tmp_path):
     program = textwrap.dedent("""
         import os, sys
         from pathlib import Path
-        from features.test_building import PLAN, WORDS, IndexWriter, building, columns, give, made
+        from features.test_building import PLAN, WORDS, IndexWriter, building, columns, give, made, merging
         building._SHARD = 200
         text, values, indices = made(5, 300, 4, 20)
         with IndexWriter(Path(sys.argv[1]), WORDS, 20, **PLAN) as writer:
@@ -186,7 +198,7 @@ def test_a_killed_build_goes_on(tmp_path):
             if sys.argv[2] == "adding":
                 os._exit(9)
             if sys.argv[2] == "merging":
-                building.summary_of = lambda *_: os._exit(9)
+                merging.summary_of = lambda *_: os._exit(9)
             writer.finish()
     """)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -232,7 +232,7 @@ def run(
     work: Path,
     *,
     grown: tuple[int, ...] = (),
-    rules: int = 256,
+    rules: int = 1024,
     repeats: int = 5,
     peers: bool = True,
     peer_folder: Path = FOLDER,

@@ -43,7 +43,7 @@ class FeaturesConfig(Settings):
     """Active features of a token."""
     grown: str = "2000000,200000000"
     """Numbers of entries at which growth is measured; empty leaves it out. 200000000 takes 4 GB of disk."""
-    rules: int = 256
+    rules: int = 1024
     """Features that rules are found for and scored; 0 leaves it out."""
     repeats: int = 5
     """Rounds that count; one more warms up."""

@@ -14,28 +14,25 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import xxhash
 from jaxtyping import Float, Int, Shaped
 
 from mechlab.artifacts import Artifact, Writer, open_artifact, writing
 from mechlab.errors import MechlabError
 from mechlab.features.index import FeatureIndex
+from mechlab.features.merging import merge_shards, within
 from mechlab.features.shards import COLUMNS, Shard, open_shard, write_shard
-from mechlab.features.statistics import STATISTICS_FILE, Statistics, joined, summary_of
 from mechlab.features.text import Text
 from mechlab.features.vocabulary import Vocabulary
 from mechlab.files import canonical_json, fingerprint, write_atomic
-from mechlab_kernels.entries import gather, merge, sort_entries
-from mechlab_kernels.portions import blocks
+from mechlab_kernels.entries import gather, sort_entries
 
 KIND = "feature-index"
 _VOCABULARY = "vocabulary.json"
 _SHARD = 2**21  # entries of a shard, and slots of codes gathered at a time
-_BLOCK = 2**21  # entries merged at a time
-_INT32 = np.iinfo(np.int32)
+_LARGEST = 2**31 - 1
 
 
 class IndexWriter:
@@ -149,7 +146,7 @@ class IndexWriter:
     ) -> None:
         """``add`` for codes given as entries in any order, rows counted from 0 within this call."""
         text = self._columns(tokens, context, position, document)
-        if not len(row) == len(feature) == len(value) or (len(row) and not _within(row, 0, len(tokens) - 1)):
+        if not len(row) == len(feature) == len(value) or (len(row) and not within(row, 0, len(tokens) - 1)):
             raise MechlabError("entries do not fit the rows", f"{len(tokens)} rows", "number rows from 0")
         if len(row) and (np.diff(row) < 0).any():
             order = np.argsort(row, kind="stable")
@@ -179,58 +176,10 @@ class IndexWriter:
             )
         if self._waiting.rows or not self._shards:
             self._flush()
-        starts = [0] * len(self._shards)
-        total = np.zeros(self.n_features, np.int64)
-        for shard in self._shards:
-            total += np.diff(shard.read("indptr"))
-        indptr = np.concatenate([[0], np.cumsum(total)])
-        statistics: list[Statistics] = []
-        sums: dict[str, dict[str, str]] = {}
-        with ExitStack() as stack:
-            out = {
-                name: stack.enter_context(_array(writer.work / f"{name}.npy", kind, int(indptr[-1]), sums))
-                for name, kind in (("row", np.dtype(np.int32)), ("value", np.dtype(np.float32)))
-            }
-            for first, last in blocks(indptr, _BLOCK):
-                part, row, value, starts = self._merged(first, last, starts)
-                out["row"].write(row.data)
-                out["value"].write(value.data)
-                statistics.append(summary_of(part, value, self.rows))
-        with _array(writer.work / "indptr.npy", indptr.dtype, len(indptr), sums) as file:
-            file.write(indptr.data)
-        for name in COLUMNS:
-            self._write_column(writer.work / f"{name}.npy", name, sums)
         write_atomic(writer.work / _VOCABULARY, canonical_json(self.vocabulary.to_dict()))
-        nothing = summary_of(np.zeros(1, np.int64), np.zeros(0, np.float32), self.rows)
-        write_atomic(writer.work / STATISTICS_FILE, joined(statistics or [nothing]).to_bytes())
-        facts = {"rows": self.rows, "entries": int(indptr[-1]), "live": int((total > 0).sum())}
-        self.finished = writer.commit([*sums, _VOCABULARY, STATISTICS_FILE], facts, sums)
+        sums, facts = merge_shards(self._shards, self.n_features, writer.work)
+        self.finished = writer.commit([*sums, _VOCABULARY], facts, sums)
         return self.finished
-
-    def _merged(
-        self, first: int, last: int, starts: list[int]
-    ) -> tuple[Shaped[np.ndarray, "_"], Shaped[np.ndarray, "_"], Shaped[np.ndarray, "_"], list[int]]:
-        """Entries of features ``first`` to ``last``; and where each shard goes on."""
-        rows, values, places, ends, at = [], [], [], [], 0
-        for shard, start in zip(self._shards, starts, strict=True):
-            indptr = shard.read("indptr", first, last + 1)
-            rows.append(shard.read("row", start, int(indptr[-1])))
-            values.append(shard.read("value", start, int(indptr[-1])))
-            places.append(indptr - start + at)
-            ends.append(int(indptr[-1]))
-            at += len(rows[-1])
-        return *merge(np.stack(places), np.concatenate(rows), np.concatenate(values)), ends
-
-    def _write_column(self, path: Path, name: str, sums: dict[str, dict[str, str]]) -> None:
-        small = all(
-            _within(column, _INT32.min, _INT32.max)
-            for column in (shard.read(name) for shard in self._shards)
-            if len(column)
-        )
-        kind = np.dtype(np.int32 if small else np.int64)
-        with _array(path, kind, self.rows, sums) as file:
-            for shard in self._shards:
-                file.write(shard.read(name).astype(kind).data)
 
     def _columns(self, *text: Int[np.ndarray, "_"]) -> tuple[Int[np.ndarray, "row"], ...]:
         """The columns of the text, checked."""
@@ -239,13 +188,13 @@ class IndexWriter:
                 "columns of the text differ in length", [len(each) for each in text], "one per token"
             )
         tokens, _, position, _ = text
-        if len(tokens) and not _within(tokens, 0, len(self.vocabulary) - 1):
+        if len(tokens) and not within(tokens, 0, len(self.vocabulary) - 1):
             raise MechlabError(
                 "token is outside the vocabulary",
                 int(tokens.min() if tokens.min() < 0 else tokens.max()),
                 f"ids from 0 to {len(self.vocabulary) - 1}",
             )
-        if len(tokens) and not _within(position, 0, _INT32.max):
+        if len(tokens) and not within(position, 0, _LARGEST):
             raise MechlabError("position is out of range", int(position.min()), "count from 0")
         return text
 
@@ -256,14 +205,15 @@ class IndexWriter:
         if self.finished is not None and stored < rows:
             raise MechlabError("index is already finished", self._path, "add before finish")
         self._given += rows
-        if self._given > _INT32.max:
+        if self._given > _LARGEST:
             raise MechlabError("index has too many rows", self._given, "index parts of the text apart")
         return stored
 
     def _take(
         self, text: list[Int[np.ndarray, "row"]], entries: tuple[Shaped[np.ndarray, "entry"], ...]
     ) -> None:
-        self._waiting.text.append(text)
+        # A caller may use its arrays again.
+        self._waiting.text.append([each.copy() for each in text])
         self._waiting.entries.append(entries)
         self._waiting.rows += len(text[0])
         self._waiting.count += len(entries[0])
@@ -304,33 +254,6 @@ class _Waiting:
     count: int = 0
 
 
-class _Hashed:
-    """A file being written, and the checksum of what was."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._sum = file, xxhash.xxh3_128()
-
-    def write(self, data: bytes | memoryview) -> int:
-        self._sum.update(data)
-        return self._file.write(data)
-
-    def hexdigest(self) -> str:
-        return self._sum.hexdigest()
-
-
-@contextmanager
-def _array(
-    path: Path, kind: np.dtype[Any], length: int, sums: dict[str, dict[str, str]]
-) -> Iterator[_Hashed]:
-    """A .npy file of one dimension, to be filled in order; its checksum goes to ``sums``."""
-    with path.open("wb") as file:
-        hashed = _Hashed(file)
-        header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (length,)}
-        np.lib.format.write_array_header_1_0(hashed, header)
-        yield hashed
-    sums[path.name] = {"xxh3_128": hashed.hexdigest()}
-
-
 @contextmanager
 def _codes() -> Iterator[None]:
     try:
@@ -339,10 +262,6 @@ def _codes() -> Iterator[None]:
         raise MechlabError(
             "codes do not fit the index", str(error), "give codes after the activation function, all >= 0"
         ) from error
-
-
-def _within(array: Int[np.ndarray, "_"], low: int, high: int) -> bool:
-    return low <= int(array.min()) and int(array.max()) <= high
 
 
 def load_index(path: Path | str) -> FeatureIndex:
