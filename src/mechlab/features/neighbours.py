@@ -6,14 +6,13 @@ With n rows, of which feature f is active on n_f and f and g together on n_fg:
     lift      n_fg · n / (n_f · n_g): how many times as often together as independent features would be
     pmi       log lift (pointwise mutual information in nats; Church & Hanks 1990)
 
-Joint counts are a sparse product over rows, made for some features at a time: never all pairs in
-memory. Cosines of decoder rows are products of blocks, of which only the largest are kept.
+Joint counts are made for one feature at a time, from its rows and the features there: never all pairs
+in memory. Cosines of decoder rows are products of blocks, of which only the largest are kept.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +21,11 @@ from torch import Tensor
 
 from mechlab.errors import MechlabError, near
 from mechlab.features.index import FeatureIndex
+from mechlab.features.pairing import by_row, most_together
 from mechlab.scores import Score, mean, score
+from mechlab_kernels.threads import torch_threads
 
 MEASURES = ("jaccard", "lift", "pmi")
-# Entries of a product that are looked at together.
-_BUDGET = 2**24
 _NULL_ROWS = 256
 
 
@@ -72,48 +71,32 @@ def co_occurring(
         raise MechlabError("unknown measure", measure, near(measure, MEASURES))
     if top < 1 or fewest < 1 or (rows is not None and rows < 1):
         raise MechlabError("numbers must be positive", (top, fewest, rows), "at least 1 each")
-    active = _active(index, rows, seed)
-    n = active.shape[1]
-    counts = np.diff(active.indptr).astype(np.float64)
-    shape = (index.n_features, top)
-    found = CoOccurring(np.full(shape, -1), np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64), n)
-    other = active.T.tocsr()
-    size = max(1, _BUDGET // max(1, index.n_features))
-    for start in range(0, index.n_features, size):
-        product = (active[start : start + size] @ other).tocoo()
-        f, g, joint = product.row + start, product.col, product.data
-        kept = (f != g) & (joint >= fewest)
-        f, g, joint = f[kept], g[kept], joint[kept]
-        value = _measured(measure, joint.astype(np.float64), counts[f], counts[g], n)
-        order = np.lexsort((g, -value, f))
-        f, g, joint, value = f[order], g[order], joint[order], value[order]
-        place = np.arange(len(f)) - np.searchsorted(f, f)
-        kept = place < top
-        f, g, place = f[kept], g[kept], place[kept]
-        found.feature[f, place], found.together[f, place] = g, joint[kept]
-        found.value[f, place] = value[kept]
-        chance = counts[f] * counts[g] / n
-        found.expected[f, place] = _measured(measure, chance, counts[f], counts[g], n)
-    return found
+    indptr, row, n = _sampled(index, rows, seed)
+    with torch_threads():
+        starts, there = by_row(indptr, row, n)
+        feature, together = most_together(indptr, row, starts, there, top, fewest, measure == "jaccard")
+    counts = np.diff(indptr).astype(np.float64)
+    f, slot = np.nonzero(feature >= 0)
+    g, joint = feature[f, slot], together[f, slot].astype(np.float64)
+    value, expected = np.zeros(feature.shape), np.zeros(feature.shape)
+    value[f, slot] = _measured(measure, joint, counts[f], counts[g], n)
+    expected[f, slot] = _measured(measure, counts[f] * counts[g] / n, counts[f], counts[g], n)
+    return CoOccurring(feature, value, expected, together, n)
 
 
-def _active(index: FeatureIndex, rows: int | None, seed: int) -> Any:
-    """Which features are active where, as a sparse matrix ``[feature, row]`` of ones."""
-    # scipy is heavy to import and wanted only here.
-    from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
-
+def _sampled(
+    index: FeatureIndex, rows: int | None, seed: int
+) -> tuple[Int[np.ndarray, "feature_plus_1"], Int[np.ndarray, "entry"], int]:
+    """The index's entries on rows drawn without replacement, those rows numbered from 0; how many."""
     n = len(index.text)
     row, indptr = np.asarray(index.row), np.asarray(index.indptr)
-    if rows is not None and rows < n:
-        chosen = np.random.default_rng(seed).choice(n, rows, replace=False, shuffle=False)
-        keep = np.zeros(n, bool)
-        keep[chosen] = True
-        here = keep[row]
-        number = np.cumsum(keep, dtype=np.int32) - 1
-        row = number[row[here]]
-        indptr = np.concatenate([[0], np.cumsum(here)])[indptr]
-        n = rows
-    return csr_matrix((np.ones(len(row), np.int32), row, indptr), shape=(index.n_features, n))
+    if rows is None or rows >= n:
+        return indptr, row, n
+    keep = np.zeros(n, bool)
+    keep[np.random.default_rng(seed).choice(n, rows, replace=False, shuffle=False)] = True
+    here = keep[row]
+    number = np.cumsum(keep, dtype=np.int32) - 1
+    return np.concatenate([[0], np.cumsum(here)])[indptr], number[row[here]], rows
 
 
 def _measured(
