@@ -13,7 +13,8 @@ from mechlab.artifacts import open_artifact
 from mechlab.cli.main import main
 from mechlab.errors import MechlabError
 from mechlab.features.building import load_index
-from mechlab.features.notes import NOTES, add_note, read_notes
+from mechlab.features.notes import NOTES, add_note, person_explanations, read_notes
+from mechlab.features.rules import Clause, Rule, Token
 from mechlab.features.sources import TextRows, index_function
 from mechlab.features.text import text_of
 from mechlab.features.vocabulary import Vocabulary
@@ -49,6 +50,15 @@ def test_notes_add_up_and_the_last_label_wins(index: Path) -> None:
     open_artifact(index).verify()
     assert open_artifact(index).manifest == before
     assert load_index(index).n_features == 2
+
+
+def test_labels_are_explanations_by_a_person(index: Path) -> None:
+    rule = Rule((Clause((Token((" bb",)),), 3.0),))
+    add_note(index, 1, label="count of b", author="Ada")
+    add_note(index, 0, label=rule.sentence(), author="Bo")
+    length, count = person_explanations(read_notes(index))
+    assert (length.feature, length.rule, length.about["author"]) == (0, rule, "Bo")
+    assert (count.feature, count.rule, count.text, count.explainer) == (1, None, "count of b", "person")
 
 
 def append_some(index: Path, author: str) -> None:

@@ -24,6 +24,8 @@ from pathlib import Path
 from mechlab.artifacts import Artifact, open_artifact
 from mechlab.errors import MechlabError
 from mechlab.features.building import KIND
+from mechlab.features.explanations import PERSON, Explanation
+from mechlab.features.rules import parse_rule
 from mechlab.files import disk_errors
 
 NOTES = "notes.jsonl"
@@ -127,6 +129,20 @@ def read_notes(index: Path | str) -> Notes:
         warnings.warn(f"{torn} lines of {path} cannot be read and are left out", stacklevel=2)
     here = tuple(note for note in found if _on(artifact, note))
     return Notes(here, len(found) - len(here))
+
+
+def person_explanations(notes: Notes) -> list[Explanation]:
+    """Labels as explanations by a person; one that is the sentence of a rule can be executed."""
+    last = {note.feature: note for note in notes.items if note.label is not None}
+    found = []
+    for feature, label in notes.labels.items():
+        try:
+            rule = parse_rule(label)
+        except MechlabError:
+            rule = None
+        about = {"author": last[feature].author, "date": last[feature].date}
+        found.append(Explanation(feature, PERSON, label, rule, about))
+    return found
 
 
 def _on(artifact: Artifact, note: Note) -> bool:
