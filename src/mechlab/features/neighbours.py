@@ -47,6 +47,10 @@ class CoOccurring:
     together: Int64[np.ndarray, "feature top"]
     n_rows: int
 
+    def lists(self) -> dict[int, list[int]]:
+        """Feature → its neighbours, nearest first."""
+        return {at: [each for each in row if each >= 0] for at, row in enumerate(self.feature.tolist())}
+
 
 def co_occurring(
     index: FeatureIndex,

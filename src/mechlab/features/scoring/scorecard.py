@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,13 @@ class Scorecard:
 
     Attributes:
         seed: the intervals of the totals are drawn with.
+        audit: of the language model that judged: whether it can be trusted; plain JSON values.
     """
 
     scored: tuple[Scored, ...]
     unscored: tuple[Unscored, ...]
     seed: int = 0
+    audit: Mapping[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Scored]:
         return iter(self.scored)
@@ -124,13 +126,24 @@ class Scorecard:
             "seed": self.seed,
             "scored": [each.to_dict() for each in self.scored],
             "unscored": [asdict(each) for each in self.unscored],
+            "audit": self.audit,
         }
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Scorecard:
         """The inverse of ``to_dict``."""
         scored = tuple(Scored.from_dict(each) for each in fields["scored"])
-        return cls(scored, tuple(Unscored(**each) for each in fields["unscored"]), fields["seed"])
+        return cls(
+            scored, tuple(Unscored(**each) for each in fields["unscored"]), fields["seed"], fields["audit"]
+        )
+
+
+def together(cards: Sequence[Scorecard]) -> Scorecard:
+    """Scores of one index by several scorers."""
+    scored = sorted((each for card in cards for each in card.scored), key=lambda each: each.feature)
+    audits = [card.audit for card in cards if card.audit is not None]
+    unscored = dict.fromkeys(each for card in cards for each in card.unscored)
+    return Scorecard(tuple(scored), tuple(unscored), cards[0].seed, audits[0] if audits else None)
 
 
 def save_scores(
