@@ -17,7 +17,7 @@ from mechlab.features.text import Text, text_of
 from mechlab.features.vocabulary import Vocabulary
 
 _BARE = "lily ben cat dog sun tree red blue ran sat on the a big old one"
-WORDS = tuple(f" {word}" for word in _BARE.split(" "))
+WORDS = tuple(f" {word}" for word in _BARE.split(" ")) + tuple(f" w{number}" for number in range(24))
 _WINDOW = re.compile(r"^Window \d+ \(from position (\d+)\): (.*)$", re.MULTILINE)
 _TOPIC = "The feature responds to: "
 
@@ -48,6 +48,7 @@ class Grader:
 
     def __init__(self, text: Text, width: int) -> None:
         self.text, self.width, self._matcher = text, width, Matcher(text)
+        self._known: dict[str, np.ndarray | None] = {}
         self._rows: dict[tuple[int, str], int] = {}
         last = np.append(np.flatnonzero(text.starts)[1:], len(text))[text.passage]
         for row in np.flatnonzero(np.arange(len(text)) + width <= last).tolist():
@@ -74,12 +75,20 @@ class Grader:
         """1 where the rule fires in a window, or on most of its marked tokens."""
         bare = shown.replace("<<", "").replace(">>", "")
         start = self._rows[int(position), bare]
-        try:
-            predicted = self._matcher.predict(parse_rule(topic))[start : start + self.width] > 0
-        except MechlabError:
+        fires = self._fires(topic)
+        if fires is None:
             return hashlib.sha256(shown.encode()).digest()[0] % 2
-        marks = self.marks(start, shown)
+        predicted, marks = fires[start : start + self.width], self.marks(start, shown)
         return int(predicted.any()) if not marks.any() else int(2 * predicted[marks].sum() > marks.sum())
+
+    def _fires(self, topic: str) -> np.ndarray | None:
+        """On which rows a rule fires; None for what is no rule."""
+        if topic not in self._known:
+            try:
+                self._known[topic] = self._matcher.predict(parse_rule(topic)) > 0
+            except MechlabError:
+                self._known[topic] = None
+        return self._known[topic]
 
     def marks(self, start: int, shown: str) -> np.ndarray:
         """Which tokens are marked in what was shown."""

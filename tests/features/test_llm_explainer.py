@@ -40,7 +40,8 @@ def _explain(index: FeatureIndex, folder: Path, **options: Any) -> tuple[Explana
 def test_marks_and_levels_are_those_of_the_activation(tmp_path: Path) -> None:
     text = random_text(40, 30)
     generator = np.random.default_rng(5)
-    strength = np.where(text.tokens == 3, generator.uniform(0.05, 1, len(text)), 0.0)
+    drawn = generator.uniform(0.05, 1, len(text)).astype(np.float32).astype(np.float64)
+    strength = np.where(text.tokens == 3, drawn, 0.0)
     index = index_of(text, {0: strength})
     explained, [(system, user)] = _explain(index, tmp_path, examples=12, radius=6)
     shown = _SHOWN.findall(user)
@@ -58,7 +59,7 @@ def test_marks_and_levels_are_those_of_the_activation(tmp_path: Path) -> None:
         values = strength[rows[0] : rows[0] + length]
         marked = values >= 0.3 * values.max()
         assert window(text, rows[0], rows[0] + length, marked) == said
-        told = levels(values[marked], float(np.float32(strength.max())))
+        told = levels(values[marked], float(strength.max()))
         assert listed == "; ".join(f"dog: {level}" for level in told.tolist())
         best = max(best, float(values.max()))
     assert best == strength.max()

@@ -39,6 +39,8 @@ STEADY = 0.8
 """Share of the verdicts that must survive another order, and other instructions."""
 EXTREME = 0.05
 """A yes rate nearer to 0 or 1 than this is no judging."""
+GIVEN_AWAY = 0.55
+"""Balanced accuracy that is surely reached without an explanation, and must not be."""
 LOST = 0.1
 """Share of items without an answer that may be."""
 
@@ -196,7 +198,7 @@ def _problems(scores: Mapping[str, Score]) -> list[str]:
     rate = scores["yes rate"].value
     if not EXTREME < rate < 1 - EXTREME:
         found.append(f"says {'yes' if rate > 0.5 else 'no'} whatever it is asked ({rate:.0%} yes)")
-    if scores["blind"].low > 0.5:
+    if scores["blind"].low > GIVEN_AWAY:
         found.append(f"is right without an explanation ({scores['blind'].value:.2f})")
     if scores["own words"].low > 0:
         found.append(f"prefers its own words (by {scores['own words'].value:.2f})")

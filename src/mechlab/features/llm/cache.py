@@ -30,7 +30,9 @@ CREATE TABLE IF NOT EXISTS paid (
 class ResponseCache:
     """A SQLite file (write-ahead log) of answers and of what they cost.
 
-    Several processes may use it at once; a process that is killed leaves every committed answer.
+    Several processes may use it at once; a process that is killed leaves every committed answer. Only
+    the machine losing power can cost the last seconds of it: to wait for the disk, twice an answer,
+    took 20 ms (measured on a busy one).
     The tables: ``answers`` (key, request and reply as JSON); ``reserved`` and ``paid`` are the ledger's.
 
     Raises MechlabError when the path is no such file or cannot be written.
@@ -45,7 +47,7 @@ class ResponseCache:
             self.connection = sqlite3.connect(
                 self.path, timeout=60, isolation_level=None, check_same_thread=False
             )
-            self.connection.execute("PRAGMA synchronous=FULL")
+            self.connection.execute("PRAGMA synchronous=NORMAL")
             self._prepare()
 
     def _prepare(self) -> None:
