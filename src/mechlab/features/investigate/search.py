@@ -19,7 +19,6 @@ from jaxtyping import Float
 from mechlab.features.investigate.facts import Atoms, Facts, Hypothesis
 from mechlab.features.investigate.posterior import (
     CLAUSE_COST,
-    WORD_COST,
     atom_cost,
     likelihoods,
     rule_cost,
@@ -260,13 +259,30 @@ class _Search:
 
     def spans(self, wanted: int) -> Iterator[Position]:
         held = [position for position, bits in self.facts.positions.items() if bits & wanted]
-        low, high, end = min(held), max(held), max(self.facts.positions)
-        if high < end:
-            yield Position(1, high)
-            if low > 1:
-                yield Position(low, high)
-        if low > 1:
-            yield Position(low)
+        end = max(self.facts.positions)
+        # Beside the span of all active rows the one where they are most in the majority, as some
+        # answers may be wrong.
+        spans = {(min(held), max(held)), *self.majority()}
+        for first, last in sorted({*spans, *((1, last) for _, last in spans)}):
+            if last < end:
+                yield Position(first, last)
+            if first > 1:
+                yield Position(first)
+
+    def majority(self) -> Iterator[tuple[int, int]]:
+        """Positions with the largest surplus of active over silent rows, if there is any (Kadane 1977)."""
+        best, total, first = 0, 0, 1
+        found: tuple[int, int] | None = None
+        for position in range(1, max(self.facts.positions) + 1):
+            bits = self.facts.positions[position]
+            right = (bits & self.labels).bit_count()
+            total += 2 * right - bits.bit_count()
+            if total <= 0:
+                total, first = 0, position + 1
+            elif total > best:
+                best, found = total, (first, position)
+        if found is not None:
+            yield found
 
     def changes(self, rule: Hypothesis) -> Iterator[Hypothesis]:
         """Rules one small step away."""
@@ -340,7 +356,7 @@ def spellings(words: Sequence[str]) -> list[Spelling]:
         options |= {("ends", bare[-size:]) for size in range(1, min(4, len(bare)) + 1)}
         options |= {("contains", letter) for letter in bare}
         if re.fullmatch(r"\s?\w+", word):
-            options |= {("matches", r"\s?\w{%d,}" % size) for size in range(3, min(len(bare), 9) + 1)}
+            options |= {("matches", rf"\s?\w{{{size},}}") for size in range(3, min(len(bare), 9) + 1)}
         for option in options:
             counts[option] = counts.get(option, 0) + 1
     least = 1 if len(shown) < 3 else max(2, len(shown) // 4)

@@ -6,6 +6,7 @@ activations they know of, and differ only in where these come from.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -16,8 +17,8 @@ from mechlab.errors import MechlabError
 from mechlab.features.explanations import Explanation
 from mechlab.features.investigate.facts import Facts, Hypothesis, bits_of, hypothesis_of, rows_of
 from mechlab.features.investigate.fragments import Fragments, Passage, words_of
-from mechlab.features.investigate.posterior import binary_entropy, flip_rate, information, likelihoods
 from mechlab.features.investigate.gaps import Gaps
+from mechlab.features.investigate.posterior import binary_entropy, flip_rate, information, likelihoods
 from mechlab.features.investigate.proposals import Proposer
 from mechlab.features.investigate.quiz import Quiz, QuizAnswers
 from mechlab.features.investigate.search import Particles, particles
@@ -103,7 +104,7 @@ class PassiveStudent:
         return Explanation(self.feature, f"investigate:{self.name}", rule.sentence(), rule, about)
 
     def answer(self, quiz: Quiz) -> QuizAnswers:
-        """Posterior predictive of the items; choices by their likelihood, then by likeness to what is believed."""
+        """Posterior predictive of the items; choices by likelihood, then by likeness to the best rule."""
         if self._quiz is None or self._quiz[0] is not quiz:
             facts = Facts(words_of(each, self.vocabulary) for each in quiz.passages)
             rows = [start + int(at) for start, at in zip(facts.bounds[:-1], quiz.at, strict=True)]
@@ -218,9 +219,8 @@ class RuleStudent(PassiveStudent):
         facts = Facts(words_of(each, self.vocabulary) for each in candidates)
         active = np.stack([rows_of(facts.rule(rule), facts.n) for rule in self.particles.rules])
         table = active.astype(np.float32)
-        bounds = np.array(facts.bounds)
         distance = np.empty((len(candidates), len(table), len(table)), np.float32)
-        for place, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for place, (start, stop) in enumerate(itertools.pairwise(facts.bounds)):
             here = table[:, start:stop]
             total = here.sum(1)
             distance[place] = total[:, None] + total[None] - 2 * here @ here.T

@@ -43,7 +43,9 @@ class Room:
 
     def quiz(self, planted: Planted, other: Planted, *, seed: int) -> Quiz:
         """A quiz on a planted rule, ``other`` being another feature's. MechlabError as ``make_quiz``."""
-        assert planted.rule is not None and planted.wrong is not None and other.rule is not None
+        assert planted.rule is not None
+        assert planted.wrong is not None
+        assert other.rule is not None
         wrong = np.zeros(len(self.held_out.text), bool)
         wrong[self.matchers[1].rows(planted.wrong)[0]] = True
         choice = (planted.rule.sentence(), planted.wrong.sentence(), other.rule.sentence())
