@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mechlab.bench.features import Sizes, build, compare_stages, growth, make_problem
+from mechlab.bench.features import Sizes, build, compare_stages, growth, make_problem, ratios
 from mechlab.cli.bench_features import features, goals, parse_grown
 from mechlab.cli.main import main
 from mechlab.errors import MechlabError
@@ -92,8 +92,15 @@ def test_goals() -> None:
 
 def test_goals_of_time_follow_the_size() -> None:
     found = payload()
-    found["sizes"], found["growth"] = {"entries": 2_000_000}, []
-    assert [each["most"] for each in goals(found)[:3]] == pytest.approx([0.3, 0.05, 0.1])
+    found["sizes"], found["growth"] = {"entries": 40_000_000}, []
+    assert [each["most"] for each in goals(found)[:3]] == pytest.approx([6, 1, 2])
+    found["sizes"] = {"entries": 2_000_000}
+    assert [each["most"] for each in goals(found)[:3]] == pytest.approx([3, 0.5, 1])
+
+
+def test_ratios() -> None:
+    found = {**payload(), "peers": {"delphi": {"save": 1.0, "load": 3.0}, "saedashboard": {"total": 6.0}}}
+    assert list(ratios(found).values()) == pytest.approx([20, 30])
 
 
 @pytest.mark.parametrize(

@@ -268,4 +268,19 @@ def run(
         payload["peers"], payload["missing"] = measure_peers(
             index, work, folder=peer_folder, progress=progress
         )
+        payload["ratios"] = ratios(payload)
     return payload
+
+
+def ratios(payload: dict[str, Any]) -> dict[str, float]:
+    """What other tools take for like work, as multiples of what ours takes."""
+    ours = {name: each["seconds"] for name, each in payload["stages"].items()}
+    found = {}
+    for name, each in payload["peers"].items():
+        if name == "delphi":
+            theirs = each["save"] + each["load"]
+            found["delphi, save and load / build and contexts"] = theirs / (ours["build"] + ours["contexts"])
+        else:
+            title = f"{name}, all features / contexts and statistics"
+            found[title] = each["total"] / (ours["contexts"] + ours["statistics"])
+    return found

@@ -28,8 +28,8 @@ _ENTRY_BYTES = 8
 class FeaturesConfig(Settings):
     """What indexing, contexts, statistics, rules and their scores cost beside delphi and SAEDashboard.
 
-    Figures are medians over interleaved rounds. Goals of speed are for two cores; they are scaled with
-    the number of entries. Exit 1 when a goal is missed. mechlab bench setup-peers makes the other tools'
+    Figures are medians over interleaved rounds. Goals of speed are for two cores and grow with the
+    number of entries from the default on. Exit 1 when a goal is missed. mechlab bench setup-peers makes the other tools'
     environments; a missing one is named.
 
     Example: mechlab bench features --json
@@ -117,11 +117,13 @@ def goals(payload: dict[str, Any]) -> list[dict[str, Any]]:
         found.append({"name": name, "value": value, "most": limit, "met": value <= limit})
 
     entries = payload["sizes"]["entries"]
+    # What a stage takes whatever the size is allowed for once.
+    judged = max(entries, _ENTRIES)
     for name, limit in _SECONDS.items():
-        most(f"{name}, s", payload["stages"][name]["seconds"], limit * entries / _ENTRIES)
+        most(f"{name}, s", payload["stages"][name]["seconds"], limit * judged / _ENTRIES)
     peaks = [each["peak_bytes"] for each in payload["stages"].values() if each["peak_bytes"] is not None]
     if peaks:
-        most("peak memory / data", max(peaks) / (_ENTRY_BYTES * entries), _MEMORY)
+        most("peak memory / data", max(peaks) / (_ENTRY_BYTES * judged), _MEMORY)
     base = next((each for each in payload["growth"] if each["entries"] == entries), None)
     for each in payload["growth"]:
         if base is None or each["entries"] <= entries:
@@ -175,6 +177,8 @@ def _text(payload: dict[str, Any]) -> str:
     for name, figures in payload.get("peers", {}).items():
         shown = ", ".join(f"{key} {value:.3g}" for key, value in figures.items() if key != "versions")
         console.print(f"{name}: {shown}", soft_wrap=True)
+    for name, ratio in payload.get("ratios", {}).items():
+        console.print(f"{name}: {ratio:.0f}", soft_wrap=True)
     for name in payload.get("missing", ()):
         console.print(f"{name}: missing", soft_wrap=True)
     table = Table(title="goals", title_justify="left")
