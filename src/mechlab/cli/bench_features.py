@@ -29,8 +29,8 @@ class FeaturesConfig(Settings):
     """What indexing, contexts, statistics, rules and their scores cost beside delphi and SAEDashboard.
 
     Figures are medians over interleaved rounds. Goals of speed are for two cores and grow with the
-    number of entries from the default on. Exit 1 when a goal is missed. mechlab bench setup-peers makes the other tools'
-    environments; a missing one is named.
+    number of entries from the default on. Exit 1 when a goal is missed.
+    mechlab bench setup-peers makes the other tools' environments; a missing one is named.
 
     Example: mechlab bench features --json
     """
