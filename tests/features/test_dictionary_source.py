@@ -17,14 +17,16 @@ from mechlab.activations.store import Store
 from mechlab.artifacts import open_artifact
 from mechlab.data.corpus import Corpus, open_corpus
 from mechlab.errors import MechlabError
-from mechlab.features.sources import index_dictionary, model_rows, store_rows
+from mechlab.features.sources import index_dictionary, model_rows, pair_rows, store_rows
 from mechlab.features.sources.block import Block, apart, passages, regrouped
 from mechlab.models.subject import Subject, load_model
 from mechlab.sae.abstopk import AbsTopKConfig
 from mechlab.sae.codes import scatter
 from mechlab.sae.config import TrainConfig
 from mechlab.sae.dictionary import Dictionary, train_sae
+from mechlab.sae.pairs import pairs
 from mechlab.sae.topk import TopKConfig
+from tiny import save_tiny_model
 
 RESID, NEXT = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 IN, OUT = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
@@ -139,6 +141,23 @@ def test_what_is_refused(
     with pytest.raises(MechlabError, match=f"does not hold the site: {RESID} .it holds {IN}"):
         index_dictionary(dictionaries["sae"], store_rows(only, subject), out)
     assert not out.exists()
+
+
+def test_a_crosscoder_of_two_models(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
+    other = load_model(save_tiny_model(tmp_path / "other", "gpt2", seed=1))
+    a, b = (harvest(each, corpus, RESID, tmp_path / each.name[-4:], tokens=ROWS) for each in (subject, other))
+    config = TopKConfig(site=f"A:{RESID},B:{RESID}", d_sae=48, **SHORT)
+    dictionary = train_sae(pairs(a, b), tmp_path / "cross", config)
+    index = index_dictionary(dictionary, pair_rows(a, b, (subject, other)), tmp_path / "i")
+    parts = [naive_rows(each, corpus, [RESID], ROWS) for each in (subject, other)]
+    assert places(index) == parts[0][0]
+    x = torch.cat([values[RESID] for _, values in parts], dim=1)
+    codes = scatter(dictionary.sae.encode(x), 48)
+    np.testing.assert_allclose(dense(index), codes.numpy(), atol=1e-5, rtol=1e-4)
+    with pytest.raises(MechlabError, match=r"dictionary reads two models: A:.* .use pair_rows"):
+        index_dictionary(dictionary, store_rows(a, subject), tmp_path / "no")
+    with pytest.raises(MechlabError, match="come from different models"):
+        index_dictionary(dictionary, pair_rows(b, a, (other, subject)), tmp_path / "no")
 
 
 def block(context: list[int], position: list[int], document: list[int]) -> Block:

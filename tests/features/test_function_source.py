@@ -65,7 +65,7 @@ def test_several_functions_and_one_value_a_token(tmp_path: Path) -> None:
     assert index.about["names"] == ["length", "none"]
 
 
-def test_a_function_sees_each_text_once(tmp_path: Path) -> None:
+def test_a_function_sees_each_window_once(tmp_path: Path) -> None:
     asked: list[str] = []
 
     def counting(text: str) -> float:

@@ -3,6 +3,7 @@
 from mechlab.features.sources.dense import index_heads, index_site, index_vectors
 from mechlab.features.sources.dictionary import index_dictionary
 from mechlab.features.sources.functions import index_function
+from mechlab.features.sources.pairs import pair_rows
 from mechlab.features.sources.rows import RowSource, TextRows, model_rows, store_rows
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "index_site",
     "index_vectors",
     "model_rows",
+    "pair_rows",
     "store_rows",
 ]

@@ -73,13 +73,17 @@ def index_dictionary(
 def _check(dictionary: Dictionary, source: RowSource) -> None:
     refuse_contextual(dictionary.sae)
     refuse_processed(dictionary.processing, dictionary.inputs, None)
-    there, wanted = source.inputs().get("model"), dictionary.artifact.manifest.inputs.get("model")
-    if wanted is not None and there is not None and there != wanted:
-        raise MechlabError(
-            "text and dictionary come from different models",
-            f"fingerprints {there[:12]} and {wanted[:12]}",
-            "use the model that the dictionary was trained on",
-        )
+    trained_on = dictionary.artifact.manifest.inputs
+    if "model_a" in trained_on and "model_a" not in source.inputs():
+        raise MechlabError("dictionary reads two models", ", ".join(dictionary.inputs), "use pair_rows")
+    for role in ("model", "model_a", "model_b"):
+        there, wanted = source.inputs().get(role), trained_on.get(role)
+        if wanted is not None and there is not None and there != wanted:
+            raise MechlabError(
+                "text and dictionary come from different models",
+                f"fingerprints {there[:12]} and {wanted[:12]}",
+                "use the model that the dictionary was trained on",
+            )
     require_sites(source, dictionary.inputs)
 
 

@@ -71,7 +71,7 @@ def index_function(
     if not named:
         raise MechlabError("no function was given", None, "pass at least one")
 
-    asked = [_Asked(name, function) for name, function in named.items()]
+    asked = [_Asked(name, function, remembers=mode == "window") for name, function in named.items()]
 
     def encode(passage: Block) -> Codes:
         columns = [_column(each, passage, source.vocabulary, mode, window) for each in asked]
@@ -89,13 +89,15 @@ def index_function(
 
 
 class _Asked:
-    """A function that is asked for a text once, and whose answers are checked."""
+    """A function whose answers are checked and, where texts come again, remembered."""
 
-    def __init__(self, name: str, function: Function) -> None:
-        self._name, self._function = name, function
+    def __init__(self, name: str, function: Function, *, remembers: bool) -> None:
+        self._name, self._function, self._remembers = name, function, remembers
         self._known: dict[str, float] = {}
 
     def of_text(self, text: str) -> float:
+        if not self._remembers:
+            return self._number(self._call(text), text)
         if text not in self._known:
             if len(self._known) >= _KEPT:
                 self._known.clear()
