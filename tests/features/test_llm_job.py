@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -211,19 +210,6 @@ def test_prices_are_per_million_tokens() -> None:
     assert Price(0.15, 0.6).nanodollars(1_000_000, 500_000) == 450_000_000
     assert Price(0.15, 0.6).nanodollars(1, 0) == 150
     assert Price(0.0001, 0.0).nanodollars(1, 0) == 1  # rounded up
-
-
-def test_a_server_without_structured_output_is_asked_without(tmp_path: Path) -> None:
-    class Strict(ScriptedServer):
-        def respond(self, body: dict[str, Any], anthropic: bool) -> tuple[int, bytes | None]:
-            if "response_format" in body:
-                return 400, json.dumps({"error": {"message": "response_format is not supported"}}).encode()
-            return super().respond(body, anthropic)
-
-    with Strict(answer) as server:
-        outcomes = job(server.url, tmp_path / "cache", concurrency=1).run([question(n) for n in range(3)])
-    assert values(outcomes) == [[n, 1, 2] for n in range(3)]
-    assert all("response_format" not in each for each in server.requests)
 
 
 def test_inside_a_running_loop(tmp_path: Path) -> None:

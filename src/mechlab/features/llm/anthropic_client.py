@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from mechlab.errors import MechlabError
-from mechlab.features.llm.client import Reply, Request, call_failed, library
+from mechlab.features.llm.client import CallFailed, Reply, Request, call_failed, library, refused_field
 
 if TYPE_CHECKING:
     import anthropic
@@ -18,7 +18,8 @@ ANTHROPIC = "https://api.anthropic.com"
 class AnthropicClient:
     """A client of the Anthropic protocol. It tells no log-probabilities; replies have none.
 
-    Answers with a schema come as the input of a tool that the model must use.
+    Answers with a schema come as the input of a tool that the model must use. A model that refuses
+    ``tools`` or ``temperature`` is asked without from then on; answers are checked either way.
 
     Args:
         model: name of the model.
@@ -40,20 +41,20 @@ class AnthropicClient:
         if self._key is None and self.endpoint == ANTHROPIC:
             raise MechlabError("no key for Anthropic", remedy="set ANTHROPIC_API_KEY")
         self._timeout = timeout
+        self._left_out: set[str] = set()
         self._connection: anthropic.AsyncAnthropic | None = None
 
     async def complete(self, request: Request) -> Reply:
         """Send once. Raises CallFailed when no answer came."""
-        import anthropic
-
-        if self._connection is None:
-            self._connection = anthropic.AsyncAnthropic(
-                base_url=self.endpoint, api_key=self._key or "none", timeout=self._timeout, max_retries=0
-            )
-        try:
-            return _reply(await self._connection.messages.create(**_fields(request)))
-        except (anthropic.AnthropicError, ValueError, AttributeError, TypeError, LookupError) as error:
-            raise call_failed(error) from error
+        while True:
+            fields = _fields(request, self._left_out)
+            try:
+                return await self._send(fields)
+            except CallFailed as failed:
+                field = refused_field(failed, {*fields, *fields["extra_body"]})
+                if field is None:
+                    raise
+                self._left_out.add(field)
 
     async def close(self) -> None:
         """Let the connections go."""
@@ -61,8 +62,24 @@ class AnthropicClient:
         if connection is not None:
             await connection.close()
 
+    async def _send(self, fields: dict[str, Any]) -> Reply:
+        import anthropic
 
-def _fields(request: Request) -> dict[str, Any]:
+        if self._connection is None:
+            self._connection = anthropic.AsyncAnthropic(
+                base_url=self.endpoint, api_key=self._key or "none", timeout=self._timeout, max_retries=0
+            )
+        try:
+            told = await self._connection.messages.create(**fields)
+        except (anthropic.AnthropicError, ValueError) as error:  # ValueError: a body that is not JSON
+            raise call_failed(error) from error
+        try:
+            return _reply(told)
+        except (AttributeError, TypeError, LookupError) as error:  # JSON, but no message
+            raise call_failed(error) from error
+
+
+def _fields(request: Request, left_out: set[str]) -> dict[str, Any]:
     system = "\n\n".join(each.content for each in request.messages if each.role == "system")
     fields: dict[str, Any] = {
         "model": request.model,
@@ -73,9 +90,10 @@ def _fields(request: Request) -> dict[str, Any]:
     }
     if system:
         fields["system"] = system
-    if request.temperature is not None:
-        fields["temperature"] = request.temperature
-    if request.schema is not None:
+    # The library no longer names it, as new models do not take it; those before them do.
+    known = request.temperature is not None and "temperature" not in left_out
+    fields["extra_body"] = {"temperature": request.temperature} if known else {}
+    if request.schema is not None and "tools" not in left_out:
         schema = json.loads(json.dumps(request.schema))
         fields["tools"] = [{"name": "answer", "description": "Give the answer.", "input_schema": schema}]
         fields["tool_choice"] = {"type": "tool", "name": "answer"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -208,6 +208,27 @@ def call_failed(error: Exception) -> CallFailed:
         billed=not unreachable and "PoolTimeout" not in causes,
         unreachable=unreachable,
     )
+
+
+# Field of a request that a server may not know → words by which its complaint is told.
+_OPTIONAL = {
+    "response_format": ("response_format", "json_schema", "structured output"),
+    "temperature": ("temperature",),
+    "logprobs": ("logprobs",),
+    "tools": ("tool",),
+}
+
+
+def refused_field(failed: CallFailed, sent: Collection[str]) -> str | None:
+    """The optional field that a server will not have; None when something else was wrong.
+
+    One model takes no temperature, one server no schema: without them it answers, and the answer is
+    checked all the same.
+    """
+    if failed.retry or failed.remedy is not None:
+        return None
+    blamed = (name for name, words in _OPTIONAL.items() if any(word in failed.message for word in words))
+    return next((name for name in blamed if name in sent), None)
 
 
 def _retry_after(error: Exception) -> float | None:

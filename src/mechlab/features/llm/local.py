@@ -29,7 +29,7 @@ class LocalClient:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self.model = subject.name
-        self.endpoint = f"local:{subject.fingerprint()}"
+        self.endpoint = f"local:{subject.fingerprint}"
         self._turn = threading.Lock()
 
     async def complete(self, request: Request) -> Reply:

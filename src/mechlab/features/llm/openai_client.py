@@ -7,7 +7,15 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from mechlab.errors import MechlabError
-from mechlab.features.llm.client import CallFailed, Reply, Request, TokenOdds, call_failed, library
+from mechlab.features.llm.client import (
+    CallFailed,
+    Reply,
+    Request,
+    TokenOdds,
+    call_failed,
+    library,
+    refused_field,
+)
 
 if TYPE_CHECKING:
     import openai
@@ -18,8 +26,8 @@ OPENAI = "https://api.openai.com/v1"
 class OpenAIClient:
     """A client of the OpenAI protocol.
 
-    A server that refuses ``response_format`` is asked without it from then on; prompts say the
-    form as well, and answers are checked either way.
+    A server that refuses ``response_format``, ``temperature`` or ``logprobs`` is asked without from
+    then on; prompts say the form as well, and answers are checked either way.
 
     Args:
         model: name of the model, as the server knows it.
@@ -42,20 +50,21 @@ class OpenAIClient:
             raise MechlabError(
                 "no key for OpenAI", remedy="set OPENAI_API_KEY, or give base_url of another server"
             )
-        self._timeout, self._structured = timeout, True
+        self._timeout = timeout
+        self._left_out: set[str] = set()
         self._connection: openai.AsyncOpenAI | None = None
 
     async def complete(self, request: Request) -> Reply:
         """Send once. Raises CallFailed when no answer came."""
-        structured = self._structured and request.schema is not None
-        try:
-            return await self._send(request, structured)
-        except CallFailed as failed:
-            blamed = any(word in failed.message for word in ("response_format", "json_schema", "schema"))
-            if not structured or failed.retry or not blamed:
-                raise
-        self._structured = False
-        return await self._send(request, structured=False)
+        while True:
+            fields = self._fields(request)
+            try:
+                return await self._send(fields, request)
+            except CallFailed as failed:
+                field = refused_field(failed, fields)
+                if field is None:
+                    raise
+                self._left_out.add(field)
 
     async def close(self) -> None:
         """Let the connections go."""
@@ -63,7 +72,7 @@ class OpenAIClient:
         if connection is not None:
             await connection.close()
 
-    async def _send(self, request: Request, structured: bool) -> Reply:
+    async def _send(self, fields: dict[str, Any], request: Request) -> Reply:
         import openai
 
         if self._connection is None:
@@ -71,14 +80,16 @@ class OpenAIClient:
             self._connection = openai.AsyncOpenAI(
                 base_url=self.endpoint, api_key=self._key or "none", timeout=self._timeout, max_retries=0
             )
-        fields = self._fields(request, structured)
         try:
-            return _reply(await self._connection.chat.completions.create(**fields), request)
-        # ValueError: a body that is not JSON; the next three: one that is no completion.
-        except (openai.OpenAIError, ValueError, AttributeError, TypeError, LookupError) as error:
+            told = await self._connection.chat.completions.create(**fields)
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON
+            raise call_failed(error) from error
+        try:
+            return _reply(told, request)
+        except (AttributeError, TypeError, LookupError) as error:  # JSON, but no completion
             raise call_failed(error) from error
 
-    def _fields(self, request: Request, structured: bool) -> dict[str, Any]:
+    def _fields(self, request: Request) -> dict[str, Any]:
         # OpenAI's newer models know only the new name, other servers often only the old one.
         limit = "max_completion_tokens" if self.endpoint == OPENAI else "max_tokens"
         fields: dict[str, Any] = {
@@ -90,10 +101,12 @@ class OpenAIClient:
             fields["temperature"] = request.temperature
         if request.logprobs:
             fields |= {"logprobs": True, "top_logprobs": request.logprobs}
-        if structured:
+        if request.schema is not None:
             schema = {"name": "answer", "schema": json.loads(json.dumps(request.schema)), "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return fields
+        if "logprobs" in self._left_out:
+            fields.pop("top_logprobs", None)
+        return {name: value for name, value in fields.items() if name not in self._left_out}
 
 
 def _reply(told: Any, request: Request) -> Reply:
