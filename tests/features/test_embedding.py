@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from english import WIDTH, english, explanations
+from english import TOPICS, WIDTH, english, explanations
 
 from mechlab.errors import MechlabError
-from mechlab.features.explanations import Explanation
+from mechlab.features.explanations import Explanation, Explanations
+from mechlab.features.index import index_of
 from mechlab.features.scoring.embedders import Embed, character_embedder, sentence_embedder
 from mechlab.features.scoring.embedding import EmbeddingJudge, example_embedding, window_strings
 from mechlab.features.scoring.items import Judge
 from mechlab.features.scoring.metrics import auroc
+from mechlab.features.scoring.score import score_features
 
 
 def minilm() -> Path:
@@ -54,6 +56,18 @@ def test_meaningful_explanations_beat_shuffled_ones(embed: Embed) -> None:
     # Somebody else's windows are a third of the negatives, so a stranger's explanation is a little below 1/2.
     assert 0.25 < np.mean(shuffled) < 0.5
     assert np.mean(areas(embed, 0)) > np.max(shuffled)
+
+
+def test_the_front_door_takes_the_judge(embed: Embed) -> None:
+    text, items = english()
+    of = np.repeat(items.group, WIDTH)
+    index = index_of(text, {topic: (of == topic).astype(float) for topic in range(len(TOPICS))})
+    said = Explanations(tuple(explanations()), (), index.n_features)
+    card = score_features(index, said, ("detection",), EmbeddingJudge(embed), samples=8, width=WIDTH)
+    for each in card.of("detection").values():
+        assert each.score.value > 0.8
+        assert each.score.null is not None
+        assert each.score.null.value < each.score.low
 
 
 def test_an_explanation_that_says_nothing_is_at_chance(embed: Embed) -> None:
