@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mechlab.errors import MechlabError
-from mechlab.features.explanations import Explanation
+from mechlab.features.explanations import Explanation, Explanations
 from mechlab.features.scoring.intervention import (
     Steered,
     intervention_score,
@@ -18,7 +18,9 @@ from mechlab.features.scoring.intervention import (
     reader,
     steer,
 )
-from mechlab.features.vocabulary import Vocabulary
+from mechlab.features.scoring.interventions import prompts_of, score_interventions
+from mechlab.features.text import text_of
+from mechlab.features.vocabulary import Vocabulary, vocabulary_of
 from mechlab.models.subject import Subject, load_model
 
 SITE = "blocks.3.hook_resid_post"
@@ -49,7 +51,9 @@ def steered(stories: Subject, prompts: torch.Tensor) -> dict[str, Steered]:
     found = {}
     for word in WORDS:
         token = next(t for t in range(len(rows)) if stories.token_text(t) == word)
-        found[word] = steer(stories, SITE, rows[token] - rows.mean(0), prompts, kl=1.0, new_tokens=6, controls=2)
+        found[word] = steer(
+            stories, SITE, rows[token] - rows.mean(0), prompts, kl=1.0, new_tokens=6, controls=2
+        )
     return found
 
 
@@ -115,6 +119,42 @@ def test_same_seed_same_text_and_no_push_no_difference(stories: Subject, prompts
     # The noise is shared: at a tiny KL nearly every token is the same.
     slight = steer(stories, SITE, vector, prompts, kl=1e-4, new_tokens=4)
     assert (slight.steered == slight.clean).double().mean() > 0.95
+
+
+def test_many_features(stories: Subject, prompts: torch.Tensor) -> None:
+    rows = stories.module.get_output_embeddings().weight
+    friend = next(t for t in range(len(rows)) if stories.token_text(t) == " friend")
+    said = (Explanation(0, "person", "friend"), Explanation(0, "self", "dog"), Explanation(1, "person", "x"))
+    card = score_interventions(
+        stories,
+        SITE,
+        {0: rows[friend] - rows.mean(0), 2: rows[0]},
+        Explanations(said, (), 3),
+        prompts[:12],
+        plausibility=reader(stories, template="{passage} The"),
+        promoted={0: [" friend"]},
+        kl=1.0,
+        new_tokens=5,
+    )
+    assert [(each.explainer, each.scorer) for each in card] == [
+        ("person", "intervention"),
+        ("self", "intervention"),
+        ("", "promotion"),
+    ]
+    assert card.of("promotion")[0].score.beats_null
+    assert [each.failed for each in card] == [0, 0, 0]
+    assert ["no direction" in each.reason for each in card.unscored] == [True]
+
+
+def test_prompts_are_beginnings_of_passages(stories: Subject) -> None:
+    generator = np.random.default_rng(0)
+    text = text_of([generator.integers(0, 500, n) for n in (3, 8, 20, 9)], vocabulary_of(stories))
+    found = prompts_of(stories, text, 3, 8, generator)
+    firsts = [text.tokens[at : at + 8].tolist() for at in text.bounds[1:-1]]
+    assert found[:, 1:].tolist() == firsts
+    assert set(found[:, 0].tolist()) == {stories.bos}
+    with pytest.raises(MechlabError, match="too few passages: 2 of 9"):
+        prompts_of(stories, text, 3, 9, generator)
 
 
 def test_refusals(stories: Subject, steered: dict[str, Steered]) -> None:
