@@ -29,7 +29,8 @@ class Curves:
 
     Attributes:
         unit: what the rows are, the independent units that intervals are over ("rule", "seed").
-        values: condition → metric → ``[unit, turn]``, rows of all conditions in the same order.
+        values: condition → metric → ``[unit, turn]``, rows of all conditions in the same order; NaN
+            where there is no result, which counts in no mean.
         chance: metric → what guessing gives.
         queries: queries asked per turn.
         about: what was investigated; plain JSON values.
@@ -133,7 +134,8 @@ class Curves:
 
 
 def _rows(values: Float[np.ndarray, "unit"]) -> Float[np.ndarray, "unit 2"]:
-    return np.stack([values, np.ones(len(values))], axis=1)
+    known = ~np.isnan(values)
+    return np.stack([np.where(known, values, 0.0), known.astype(np.float64)], axis=1)
 
 
 def _plain(table: Float[np.ndarray, "unit turn"]) -> list[list[float | None]]:

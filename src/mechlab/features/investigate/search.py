@@ -62,23 +62,31 @@ class _Part:
     cost: float
 
 
-def particles(facts: Facts, labels: int, before: Iterable[Hypothesis] = (), keep: int = 40) -> Particles:
+def particles(
+    facts: Facts,
+    labels: int,
+    before: Iterable[Hypothesis] = (),
+    *,
+    thorough: bool = True,
+    keep: int = 40,
+) -> Particles:
     """The most probable rules for passages on whose rows ``labels`` the feature was active.
 
     Args:
         before: rules believed so far, to start from.
+        thorough: whether to look for conjunctions of three atoms too, which costs most of the time.
         keep: how many are kept.
 
     Without an active row there is nothing to explain, and the result is empty.
     """
     if not labels:
         return Particles((), np.zeros(0), np.zeros(0), (), 0)
-    return _Search(facts, labels).run(before, keep)
+    return _Search(facts, labels, 2 if thorough else 1).run(before, keep)
 
 
 class _Search:
-    def __init__(self, facts: Facts, labels: int) -> None:
-        self.facts, self.labels = facts, labels
+    def __init__(self, facts: Facts, labels: int, depth: int) -> None:
+        self.facts, self.labels, self.depth = facts, labels, depth
         self.full = facts.full
         self.likely = likelihoods(facts.n)
         self.found: dict[Hypothesis, tuple[float, int]] = {}
@@ -107,6 +115,7 @@ class _Search:
         return Particles(tuple(rules), scores, weights_of(scores), bits, (bits[0] ^ self.labels).bit_count())
 
     def add(self, rule: Hypothesis) -> float:
+        rule = tuple(map(_ordered, rule))
         rule = tuple(sorted(dict.fromkeys(rule), key=repr)) if len(rule) > 1 else rule
         known = self.found.get(rule)
         if known is None:
@@ -155,15 +164,15 @@ class _Search:
         """Conjunctions by their value beside the rows covered already."""
         wanted = self.labels & ~covered
         literals = sorted(self.literals(wanted), key=lambda part: -self.promise(part, covered))[:_LITERALS]
-        everything: dict[Atoms, _Part] = {part.atoms: part for part in literals}
+        everything = {frozenset(part.atoms): part for part in literals}
         beam = literals
-        for depth in range(2):
+        for depth in range(self.depth):
             ranked = sorted(beam, key=lambda part: -self.promise(part, covered))[: _BEAM - 3 * depth]
             ranked += sorted(beam, key=lambda part: -self.value(part, covered))[: 4 - depth]
-            grown: dict[Atoms, _Part] = {}
+            grown: dict[frozenset[Atom], _Part] = {}
             for base in dict.fromkeys(ranked):
                 for more in self.extensions(base, literals, wanted, covered):
-                    grown.setdefault(more.atoms, more)
+                    grown.setdefault(frozenset(more.atoms), more)
             beam = list(grown.values())
             everything.update(grown)
         return sorted(everything.values(), key=lambda part: -self.value(part, covered))
@@ -203,7 +212,7 @@ class _Search:
         for _, what, bits in found[:8]:
             atom = Token((what[0],), what[1]) if isinstance(what, tuple) else what
             plain = replace(atom, negated=True)
-            yield _Part(_ordered((*base.atoms, plain)), base.bits & ~bits, base.cost + atom_cost(plain))
+            yield _Part((*base.atoms, plain), base.bits & ~bits, base.cost + atom_cost(plain))
 
     def grown(self, base: _Part, offset: int, wanted: int) -> Iterator[_Part]:
         """A conjunction with the set of words that, at ``offset``, are mostly right under it."""
@@ -219,7 +228,7 @@ class _Search:
                 bits |= here
         if words and (bits != base.bits or len(base.atoms) == 0):
             atom = Token(tuple(sorted(words)), offset)
-            yield _Part(_ordered((*base.atoms, atom)), bits, base.cost + atom_cost(atom))
+            yield _Part((*base.atoms, atom), bits, base.cost + atom_cost(atom))
 
     def literals(self, wanted: int) -> Iterator[_Part]:
         """Atoms that hold somewhere among the wanted rows."""
@@ -299,7 +308,7 @@ class _Search:
                     yield (*others, rest)
                 room = self.facts.clause(rest)
                 for changed in self.variants(atom, room, missed, rest_bits):
-                    yield (*others, _ordered((*rest, changed)))
+                    yield (*others, (*rest, changed))
 
     def variants(self, atom: Atom, room: int, missed: int, elsewhere: int) -> Iterator[Atom]:
         """An atom changed a little; ``room`` are the rows where the rest of its clause holds."""
@@ -373,7 +382,7 @@ def _moved(atom: Position) -> Iterator[Position]:
 
 
 def _joined(base: _Part, other: _Part, bits: int) -> _Part:
-    return _Part(_ordered((*base.atoms, *other.atoms)), bits, base.cost + other.cost)
+    return _Part((*base.atoms, *other.atoms), bits, base.cost + other.cost)
 
 
 @functools.lru_cache(maxsize=100_000)

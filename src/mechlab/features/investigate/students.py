@@ -26,6 +26,8 @@ from mechlab.features.investigate.teachers import Answer, Query
 from mechlab.features.rules import Clause, Rule, parse_rule
 
 _NOTHING = Particles((), np.zeros(0), np.zeros(0), (), 0)
+# Every so many turns the search is thorough, even when nothing was a surprise.
+_THOROUGH = 4
 # What a surprising example is worth, in nats, beside the news that there is one.
 _SURPRISE = 1.0
 
@@ -70,7 +72,7 @@ class PassiveStudent:
         self.values: list[Float[np.ndarray, "_"]] = []
         self.seen: list[Passage] = []
         self.particles = _NOTHING
-        self._asked = 0
+        self._asked, self._turn = 0, 0
         self._quiz: tuple[Quiz, Facts, list[int]] | None = None
 
     def ask(self, budget: int) -> list[Query]:
@@ -81,13 +83,23 @@ class PassiveStudent:
 
     def learn(self, answers: Sequence[Answer]) -> None:
         """See ``Student``."""
+        start, self._turn = self.facts.n, self._turn + 1
         for answer in answers:
             for passage, values in answer.shown:
                 self.labels |= bits_of(values > 0) << self.facts.n
                 self.facts.add(words_of(passage, self.vocabulary))
                 self.values.append(values)
                 self.seen.append(passage)
-        self.particles = particles(self.facts, self.labels, self.particles.rules)
+        thorough = self._turn % _THOROUGH == 1 or self._surprised(start)
+        self.particles = particles(self.facts, self.labels, self.particles.rules, thorough=thorough)
+
+    def _surprised(self, start: int) -> bool:
+        """Whether more answers from row ``start`` on than the usual were not the best rule's."""
+        if not self.particles.rules:
+            return True
+        errors = (self.facts.rule(self.particles.rules[0]) ^ self.labels) >> start
+        usual = flip_rate(self.particles.errors, start) * (self.facts.n - start)
+        return errors.bit_count() > 1.5 * usual
 
     def explain(self) -> Explanation | None:
         """The most probable rule; the strength of a clause is the mean activation where it holds."""
