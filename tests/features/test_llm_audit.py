@@ -85,6 +85,7 @@ def test_always_yes(index: FeatureIndex, tmp_path: Path) -> None:
     assert audit.problems == ("says yes whatever it is asked (100% yes)",)
 
 
+@pytest.mark.slow
 def test_always_no(index: FeatureIndex, tmp_path: Path) -> None:
     audit = _audit(index, tmp_path, lambda _, __, answers: [0] * len(answers))
     assert audit.problems == ("says no whatever it is asked (0% yes)",)
@@ -97,6 +98,7 @@ def test_yes_to_whatever_comes_first(index: FeatureIndex, tmp_path: Path) -> Non
     assert not audit.scores["order"].beats_null
 
 
+@pytest.mark.slow
 def test_another_wording_another_verdict(index: FeatureIndex, tmp_path: Path) -> None:
     def twist(_: Grader, body: Body, answers: list[int]) -> list[int]:
         flips = body["messages"][0]["content"].startswith("Below")
@@ -107,6 +109,7 @@ def test_another_wording_another_verdict(index: FeatureIndex, tmp_path: Path) ->
     assert "depend on the wording" in audit.verdict
 
 
+@pytest.mark.slow
 def test_items_that_give_themselves_away(index: FeatureIndex, tmp_path: Path) -> None:
     """A judge that knows which word was planted where needs no explanation."""
     questions = _questions(index)
@@ -133,6 +136,7 @@ def test_items_that_give_themselves_away(index: FeatureIndex, tmp_path: Path) ->
     assert "right without an explanation" in audit.verdict
 
 
+@pytest.mark.slow
 def test_it_prefers_its_own_words(index: FeatureIndex, tmp_path: Path) -> None:
     grade = Grader(index.text, WIDTH)
 

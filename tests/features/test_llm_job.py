@@ -206,6 +206,18 @@ def test_estimate_sends_nothing_and_bounds_the_price(tmp_path: Path) -> None:
     assert unpriced.estimate(requests).dollars is None
 
 
+def test_a_dry_run_sends_nothing_and_says_what_is_missing(tmp_path: Path) -> None:
+    with ScriptedServer(answer) as server:
+        real = job(server.url, tmp_path / "cache")
+        real.run([question(n) for n in range(4)])
+        dry = job(server.url, tmp_path / "cache", dry_run=True)
+        outcomes = [*dry.run([question(n) for n in range(6)]), *dry.run([question(n) for n in range(5, 9)])]
+        assert len(server.log) == 4
+    assert values(outcomes) == [[n, 1, 2] for n in range(4)] + ["budget"] * 6
+    assert dry.planned == real.estimate([question(n) for n in range(4, 9)])
+    assert dry.planned.requests == 5
+
+
 def test_prices_are_per_million_tokens() -> None:
     assert Price(0.15, 0.6).nanodollars(1_000_000, 500_000) == 450_000_000
     assert Price(0.15, 0.6).nanodollars(1, 0) == 150

@@ -12,23 +12,34 @@ from typing import Any
 
 import pytest
 
-from features.llm_questions import answer, billed, job, question, values
+from features.llm_questions import PRICE, answer, billed, job, question, values
+from mechlab.features.llm.ledger import most_input
 from mechlab.features.llm.server import ScriptedServer
 
 _RUN = """
+import asyncio
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 from features.llm_questions import job, question
 asked = [question(n) for n in range(int(sys.argv[3]))]
-done = job(sys.argv[1], Path(sys.argv[2]), concurrency=4, timeout=30.0, budget=1.0).run(asked)
+asking = job(sys.argv[1], Path(sys.argv[2]), concurrency=4, timeout=30.0, budget=float(sys.argv[5]))
+
+async def notebook():
+    return asking.run(asked)
+
+# asyncio.run would take the signal for itself; a notebook's loop does not.
+beside = "beside" in sys.argv
+done = asyncio.new_event_loop().run_until_complete(notebook()) if beside else asking.run(asked)
 print(sum(type(each).__name__ == "Reply" for each in done))
 """
 
 
-def _start(server: ScriptedServer, cache: Path, count: int) -> subprocess.Popen[str]:
+def _start(
+    server: ScriptedServer, cache: Path, count: int, budget: float = 1.0, *more: str
+) -> subprocess.Popen[str]:
     tests = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-c", _RUN, server.url, str(cache), str(count), str(tests)]
+    command = [sys.executable, "-c", _RUN, server.url, str(cache), str(count), str(tests), str(budget), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -95,10 +106,11 @@ def test_a_job_killed_between_answers_pays_for_each_once(tmp_path: Path) -> None
     assert len(server.answered) == count
 
 
-def test_an_interrupted_job_keeps_what_is_on_its_way(tmp_path: Path) -> None:
-    count = 40
+@pytest.mark.parametrize("where", ["alone", "beside"])
+def test_an_interrupted_job_keeps_what_is_on_its_way(tmp_path: Path, where: str) -> None:
+    count = 60
     with ScriptedServer(_slow) as server:
-        process = _start(server, tmp_path / "cache", count)
+        process = _start(server, tmp_path / "cache", count, 1.0, where)
         _until(server, 10)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
@@ -118,3 +130,18 @@ def test_two_processes_share_a_cache(tmp_path: Path) -> None:
         assert 30 <= len(server.log) <= 60
         assert job(server.url, tmp_path / "cache").run([question(n) for n in range(30)])
         assert job(server.url, tmp_path / "cache").spent.answers == len(server.log)
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_and_run_at_once_keep_to_one_budget(tmp_path: Path) -> None:
+    budget = 4 * PRICE.nanodollars(most_input(question(0)), 40) / 1e9
+    with ScriptedServer(_slow) as server:
+        killed = _start(server, tmp_path / "cache", 30, budget)
+        _until(server, 5)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        both = [_start(server, tmp_path / "cache", 90, budget) for _ in range(2)]
+        outs = [int(process.communicate(timeout=60)[0]) for process in both]
+        assert all(5 <= out < 90 for out in outs)
+        spent = job(server.url, tmp_path / "cache").spent.dollars
+        assert billed(server.log) <= (spent or 0) <= budget

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mechlab.errors import MechlabError
 from mechlab.features.llm.cache import ResponseCache
 from mechlab.features.llm.client import Client, Failure, Reply, Request
 from mechlab.features.llm.ledger import Ledger, Price, Spent, likely_input, price_of
-from mechlab.features.llm.sending import Batch
+from mechlab.features.llm.sending import Batch, checked
 
 Progress = Callable[[int, int, float | None], None]
 
@@ -55,6 +56,8 @@ class LlmJob:
         attempts: how often one request is sent at most, when the server is busy, fails or is silent.
         wait: seconds before the second sending; then doubled every time. Retry-After goes first.
         again: how often more is asked after an answer of the wrong form, while the budget allows.
+        dry_run: send nothing. What is not in the cache comes back as a failure ("budget"), and
+            ``planned`` says what it would have cost: of everything that uses the job.
         progress: called with the number done, the total and the dollars spent (None: price unknown).
 
     Raises MechlabError for a budget without the model's price, or a cache that cannot be used.
@@ -71,6 +74,7 @@ class LlmJob:
         attempts: int = 6,
         wait: float = 0.5,
         again: int = 1,
+        dry_run: bool = False,
         progress: Progress | None = None,
     ) -> None:
         for name, value, least in (
@@ -86,12 +90,18 @@ class LlmJob:
         self._prices = dict(prices or {})
         self._ledger = Ledger(self._cache, budget=budget, prices=self._prices)
         self._concurrency, self._attempts, self._wait, self._again = concurrency, attempts, wait, again
-        self._progress = progress
+        self._progress, self._dry_run = progress, dry_run
+        self._planned: list[Request] = []
 
     @property
     def spent(self) -> Spent:
         """Everything ever spent through this cache."""
         return self._ledger.spent
+
+    @property
+    def planned(self) -> Estimate:
+        """What a dry run would have sent so far."""
+        return self.estimate(self._planned)
 
     def cost(self, model: str, read: int, written: int) -> float | None:
         """Dollars that so many tokens cost; None when the model's price is not known."""
@@ -131,14 +141,33 @@ class LlmJob:
             asyncio.get_running_loop()
         except RuntimeError:
             return asyncio.run(self.answer(requests))
-        # Inside a notebook a loop is running already.
+        return self._run_beside(requests)
+
+    def _run_beside(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """``run`` inside a notebook, where a loop is running already: in a thread with one of its own."""
+        running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+
+        async def main() -> list[Reply | Failure]:
+            task = asyncio.current_task()
+            if task is not None:
+                running.append((asyncio.get_running_loop(), task))
+            return await self.answer(requests)
+
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(lambda: asyncio.run(self.answer(requests))).result()
+            future = thread.submit(lambda: asyncio.run(main()))
+            try:
+                return future.result()
+            except KeyboardInterrupt:
+                for loop, task in running:
+                    loop.call_soon_threadsafe(task.cancel)
+                raise
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """``run`` for callers that have an event loop of their own."""
         for request in requests:
             self._ledger.most(request)
+        if self._dry_run:
+            return [self._looked_up(request) for request in requests]
         batch = Batch(
             self.client,
             self._cache,
@@ -157,6 +186,13 @@ class LlmJob:
                 self._progress(finished, len(requests), self.spent.dollars)
 
         return await batch.answers(list(requests), done)
+
+    def _looked_up(self, request: Request) -> Reply | Failure:
+        reply = self._cache.get(request.key(self.client.endpoint))
+        if reply is None:
+            self._planned.append(request)
+            return Failure("budget", "dry run: nothing is sent", 0)
+        return checked(request, reply)
 
     def close(self) -> None:
         """Close the cache's file."""
