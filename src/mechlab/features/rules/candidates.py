@@ -79,12 +79,12 @@ class Region:
         seen = self.ground.within(self.rows[::step], reaches) * step
         return hits, np.maximum(seen, hits)
 
-    def scalar(self, which: int) -> tuple[int, int]:
+    def scalar(self, which: int) -> tuple[float, float]:
         """Active rows, and rows, on which one of ``SCALARS`` holds."""
         seen = self.ground.scalar(self.rows, which)
         if self.rows is None and self.taken is not None:
             seen -= self.ground.scalar(self.taken, which)
-        return self.ground.scalar(self.active, which), seen
+        return float(self.ground.scalar(self.active, which)), float(seen)
 
     def positions(self) -> tuple[Int[np.ndarray, "position"], Int[np.ndarray, "position"]]:
         """Active rows, and rows, at each position."""
@@ -143,7 +143,7 @@ def within_choices(region: Region, goal: Goal, further: bool) -> list[Choice]:
         loss = float(hits[reach, chosen].sum()) - near
         found.append(_choice(goal, atom, near, matched, loss, len(chosen)))
     if further:
-        level = goal.value(len(region.active), region.size)
+        level = goal.value(float(len(region.active)), float(region.size))
         worst = level * seen - (1 + goal.beta**2) * shrunk(hits, seen, region.base)
         reach = int(np.argmax(worst.max(axis=1)))
         made = _exclusion(region, goal, hits[reach], seen[reach], MAX_NEAR)
@@ -206,7 +206,7 @@ def _positions(region: Region, goal: Goal) -> list[Choice]:
 
 def _choice(goal: Goal, atom: Atom, hits: float, matched: float, loss: float, words: int) -> Choice:
     worth = goal.value(hits, matched) - goal.penalty * (1 + float(np.log2(words)))
-    return Choice(atom, float(hits), float(matched), loss, worth)
+    return Choice(atom, hits, matched, loss, worth)
 
 
 def _texts(region: Region, words: Int[np.ndarray, "chosen"]) -> tuple[str, ...]:

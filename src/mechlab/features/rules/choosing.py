@@ -50,16 +50,16 @@ class Goal:
         return (1 + square) * (self.hits + hits) / (self.matched + matched + square * self.positives)
 
     def values(
-        self, hits: Float[np.ndarray, "choice"], matched: Float[np.ndarray, "choice"]
-    ) -> Float[np.ndarray, "choice"]:
+        self, hits: Float[np.ndarray, "*choice"], matched: Float[np.ndarray, "*choice"]
+    ) -> Float[np.ndarray, "*choice"]:
         """F when each of the choices, alone, is added."""
         square = self.beta**2
         return (1 + square) * (self.hits + hits) / (self.matched + matched + square * self.positives)
 
 
 def shrunk(
-    hits: Int[np.ndarray, "choice"], seen: Int[np.ndarray, "choice"], base: float
-) -> Float[np.ndarray, "choice"]:
+    hits: Int[np.ndarray, "*choice"], seen: Int[np.ndarray, "*choice"], base: float
+) -> Float[np.ndarray, "*choice"]:
     """The m-estimate of ``hits``."""
     found: np.ndarray = seen * (hits + PRIOR * base) / (seen + PRIOR)
     return found

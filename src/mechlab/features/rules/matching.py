@@ -82,10 +82,11 @@ class Matcher:
             return every[self.holds(atom, every)]
         rows = tables.occurrences(self._ids(atom))
         if isinstance(atom, Token) and atom.offset:
-            here = rows - atom.offset
-            rows = here[(here >= tables.begin[rows]) & (here < tables.end[rows])]
-        elif isinstance(atom, Within):
-            rows = rows_after(rows, tables.end, atom.reach)
+            here: np.ndarray = rows - atom.offset
+            return here[(here >= tables.begin[rows]) & (here < tables.end[rows])]
+        if isinstance(atom, Within):
+            after: np.ndarray = rows_after(rows, tables.end, atom.reach)
+            return after
         return rows
 
     def holds(self, atom: Atom, rows: Int[np.ndarray, "asked"]) -> Bool[np.ndarray, "asked"]:

@@ -12,36 +12,58 @@ Sources: Fürnkranz (1999), *Separate-and-conquer rule learning*; Dinkelbach (19
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mechlab.features.index import FeatureIndex
 from mechlab.features.rules.atoms import Atom, Spelling, Token, Within
-from mechlab.features.rules.candidates import Choice, Region, choices, token_choices, within_choices
+from mechlab.features.rules.candidates import (
+    MAX_WORDS,
+    Choice,
+    Region,
+    choices,
+    token_choices,
+    within_choices,
+)
 from mechlab.features.rules.choosing import Goal
 from mechlab.features.rules.grammar import Clause, Rule
 from mechlab.features.rules.ground import Ground
+from mechlab.features.split import Split
+from mechlab.features.text import Text
 
 MAX_CLAUSES, MAX_ATOMS, BEAM = 6, 3, 3
-_PRICE, _PRICE_RARE = 0.002, 0.3
+_PRICE, _PRICE_RARE = 0.003, 0.6
 """Price of one unit of complexity in F1, and what it grows by divided by the active rows."""
 _RECALL = 3.0
 _ENOUGH = 0.98
+_PURE, _PURE_FEWEST = 0.8, 5
+OFTEN = 2000
+"""Active rows that are enough to learn from."""
+_PARTS = 7_919  # so that the parts do not follow the division of the user, who begins with seed 0
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A conjunction with its region."""
+    """A conjunction with its region.
+
+    Attributes:
+        losses: by how much the hits were shrunk on account of each atom.
+        hits: active rows of the region, shrunk.
+        worth: F1 with what is matched already, less the price of the atoms.
+    """
 
     atoms: tuple[Atom, ...]
     region: Region
-    hits: float
-    worth: float
+    losses: tuple[float, ...] = ()
+    hits: float = 0.0
+    worth: float = 0.0
 
 
 def explain_rules(
@@ -62,14 +84,12 @@ def explain_rules(
         promoted: feature → words that it makes the model say next; a rule may then ask for one of them.
         progress: called with the number of features done and of all.
     """
-    del seed  # the search draws nothing
     wanted = index.live.tolist() if features is None else [f for f in features if index.active[f]]
-    ground = Ground(index.text, concepts or {})
+    grounds = _Grounds(index.text, concepts or {}, seed)
     done: dict[int, Rule] = {}
 
     def one(feature: int) -> Rule:
-        rows, values = index.entries(feature)
-        return _Search(ground, np.asarray(rows), np.asarray(values)).rule()
+        return _Search(*grounds.part(*index.entries(feature))).rule()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for feature, rule in zip(wanted, pool.map(one, wanted), strict=True):
@@ -77,6 +97,37 @@ def explain_rules(
             if progress is not None:
                 progress(len(done), len(wanted))
     return done
+
+
+class _Grounds:
+    """The text, and parts of its documents: 1/2, 1/4, …; what is active often is learnt on a part."""
+
+    def __init__(self, text: Text, concepts: Mapping[str, Collection[str]], seed: int) -> None:
+        self.text, self.concepts, self.seed = text, concepts, seed
+        self.whole = Ground(text, concepts)
+        self.parts: dict[int, tuple[Ground, Bool[np.ndarray, "row"], Int[np.ndarray, "row"]]] = {}
+        self.lock = threading.Lock()
+
+    def part(
+        self, rows: Int[np.ndarray, "entry"], values: Float[np.ndarray, "entry"]
+    ) -> tuple[Ground, Int[np.ndarray, "part_entry"], Float[np.ndarray, "part_entry"]]:
+        """A ground on which a feature is active often enough, and its entries there."""
+        rows, values = np.asarray(rows), np.asarray(values)
+        for halvings in range(int(math.log2(max(len(rows) / OFTEN, 1))), 0, -1):
+            ground, keep, number = self.halved(halvings)
+            kept = keep[rows]
+            if kept.sum() >= OFTEN / 2:
+                return ground, number[rows[kept]], values[kept]
+        return self.whole, rows, values
+
+    def halved(self, times: int) -> tuple[Ground, Bool[np.ndarray, "row"], Int[np.ndarray, "row"]]:
+        """The ground, which rows of the text are in it, and their numbers there."""
+        with self.lock:
+            if times not in self.parts:
+                keep = Split(0.5**times, self.seed + _PARTS).explains(self.text.document)
+                number = (np.cumsum(keep) - 1).astype(np.int32)
+                self.parts[times] = Ground(self.text.select(keep), self.concepts), keep, number
+            return self.parts[times]
 
 
 class _Search:
@@ -94,14 +145,41 @@ class _Search:
 
     def rule(self) -> Rule:
         """The rule."""
+        found, worth = self.cover(None)
+        pure = self.pure() if worth < _ENOUGH else None
+        if pure is not None:
+            other, worth_of_other = self.cover(pure)
+            found = other if worth_of_other > worth else found
+        return Rule(tuple(Clause(atoms, self.strength(atoms)) for atoms in found))
+
+    def cover(self, first: _Part | None) -> tuple[list[tuple[Atom, ...]], float]:
+        """Clauses that cover the active rows, and what they are worth; ``first``, if given, is the first."""
+        self.goal = replace(self.goal, hits=0.0, matched=0.0)
+        self.taken, self.active = None, self.rows
         found: list[tuple[Atom, ...]] = []
         while len(found) < MAX_CLAUSES and len(self.active):
-            part = self.clause()
+            part = self.clause() if found or first is None else first
             if part is None or (found and part.worth <= self.goal.value(0.0, 0.0)):
                 break
             found.append(part.atoms)
             self.take(part)
-        return Rule(tuple(Clause(atoms, self.strength(atoms)) for atoms in found))
+        price = self.goal.penalty * sum(map(_complexity, found))
+        return found, self.goal.value(0.0, 0.0) - price
+
+    def pure(self) -> _Part | None:
+        """The words on which the feature is nearly always active, when they are a part of its rows.
+
+        A feature with several meanings is else explained by words that they share.
+        """
+        hits, seen = Region(self.ground, None, None, self.rows).here
+        words = np.flatnonzero(hits >= np.maximum(_PURE * seen, _PURE_FEWEST))
+        if not 0.1 < hits[words].sum() / len(self.rows) < 0.95:
+            return None
+        words = words[np.argsort(-hits[words], kind="stable")][:MAX_WORDS]
+        self.goal = replace(self.goal, hits=0.0, matched=0.0)
+        self.taken, self.active = None, self.rows
+        texts = self.ground.text.vocabulary.texts
+        return self.made((Token(tuple(texts[word] for word in words.tolist())),), (0.0,))
 
     def take(self, part: _Part) -> None:
         """Go on with what a clause leaves."""
@@ -112,7 +190,7 @@ class _Search:
         self.is_taken[rows] = True
         self.taken = np.flatnonzero(self.is_taken).astype(np.int32)
         self.active = self.left(self.active)
-        hits, matched = self.goal.hits + part.hits, self.goal.matched + len(rows)
+        hits, matched = self.goal.hits + part.hits, self.goal.matched + float(len(rows))
         self.goal = replace(self.goal, hits=hits, matched=matched)
 
     def strength(self, atoms: tuple[Atom, ...]) -> float:
@@ -126,7 +204,7 @@ class _Search:
         """The best clause on the rows that are left."""
         start = Region(self.ground, None, self.taken, self.active)
         narrow = choices(start, self.goal, further=False)
-        empty = _Part((), start, 0.0, 0.0)
+        empty = _Part((), start)
         seeds = narrow[:BEAM]
         if narrow[0].worth < _ENOUGH:
             wide = choices(start, replace(self.goal, beta=_RECALL), further=False)
@@ -169,40 +247,46 @@ class _Search:
             rows = region.rows[self.matcher.holds(atom, region.rows)]
         if len(active) == 0:
             return None
-        atoms = (*part.atoms, atom)
-        hits = max(len(active) - max(choice.loss, 0.0), 0.0)
-        worth = self.goal.value(hits, len(rows)) - self.goal.penalty * _complexity(atoms)
-        return _Part(atoms, Region(self.ground, rows, self.taken, active), hits, worth)
+        losses = (*part.losses, max(choice.loss, 0.0))
+        return self.part((*part.atoms, atom), losses, rows, active)
+
+    def part(
+        self,
+        atoms: tuple[Atom, ...],
+        losses: tuple[float, ...],
+        rows: Int[np.ndarray, "left_row"],
+        active: Int[np.ndarray, "active_row"],
+    ) -> _Part:
+        """A conjunction that holds on these rows."""
+        hits = max(len(active) - sum(losses), 0.0)
+        worth = self.goal.value(hits, float(len(rows))) - self.goal.penalty * _complexity(atoms)
+        return _Part(atoms, Region(self.ground, rows, self.taken, active), losses, hits, worth)
 
     def pruned(self, part: _Part) -> _Part:
         """The conjunction without the words to have come before that it does as well without.
 
         Words that come together count twice when a set is chosen.
         """
-        for atom in part.atoms:
+        for place, atom in enumerate(part.atoms):
             if not isinstance(atom, Within):
                 continue
-            others = tuple(other for other in part.atoms if other is not atom)
             best = atom
             for word in atom.words[::-1]:
                 if len(best.words) > 1:
                     fewer = replace(best, words=tuple(each for each in best.words if each != word))
-                    made = self.made((*others, fewer), len(part.region.active) - part.hits)
+                    atoms = (*part.atoms[:place], fewer, *part.atoms[place + 1 :])
+                    made = self.made(atoms, part.losses)
                     if made is not None and made.worth >= part.worth:
                         part, best = made, fewer
         return part
 
-    def made(self, atoms: tuple[Atom, ...], loss: float) -> _Part | None:
+    def made(self, atoms: tuple[Atom, ...], losses: tuple[float, ...]) -> _Part | None:
         """A conjunction from scratch."""
         rows = self.left(self.matcher.clause_rows(Clause(atoms)))
         active = self.active
         for atom in atoms:
             active = active[self.matcher.holds(atom, active)]
-        if len(active) == 0:
-            return None
-        hits = max(len(active) - loss, 0.0)
-        worth = self.goal.value(hits, len(rows)) - self.goal.penalty * _complexity(atoms)
-        return _Part(atoms, Region(self.ground, rows, self.taken, active), hits, worth)
+        return self.part(atoms, losses, rows, active) if len(active) else None
 
     def left(self, rows: Int[np.ndarray, "row"]) -> Int[np.ndarray, "left_row"]:
         """Those rows that no clause has taken."""
@@ -213,19 +297,20 @@ class _Search:
         for atom in part.atoms:
             if atom.negated or not isinstance(atom, Token | Within | Spelling):
                 continue
-            others = tuple(other for other in part.atoms if other is not atom)
-            rows = self.left(self.matcher.clause_rows(Clause(others)))
-            active = self.active
-            for other in others:
-                active = active[self.matcher.holds(other, active)]
-            region = Region(self.ground, rows, self.taken, active)
-            offset = atom.offset if isinstance(atom, Token) else 0
+            kept = [place for place, other in enumerate(part.atoms) if other is not atom]
+            others = tuple(part.atoms[place] for place in kept)
+            if isinstance(atom, Spelling) and _asked(Token(("",)), others):
+                continue
+            rest = self.made(others, tuple(part.losses[place] for place in kept))
+            if rest is None:
+                continue
             if isinstance(atom, Within):
-                made = within_choices(region, self.goal, False)
+                chosen = within_choices(rest.region, self.goal, False)
             else:
-                made = token_choices(region, self.goal, offset, False)
-            for choice in made:
-                new = self.add(_Part(others, region, 0.0, 0.0), choice)
+                offset = atom.offset if isinstance(atom, Token) else 0
+                chosen = token_choices(rest.region, self.goal, offset, False)
+            for choice in chosen:
+                new = self.add(rest, choice)
                 if new is not None and new.worth > part.worth:
                     part = new
         return part
