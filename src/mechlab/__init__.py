@@ -26,8 +26,22 @@ if TYPE_CHECKING:
     from mechlab.data.corpus import open_corpus as open_corpus
     from mechlab.data.tasks import make_task as make_task
     from mechlab.errors import MechlabError as MechlabError
-    from mechlab.features.token_detection import score_explanations as score_explanations
-    from mechlab.features.token_explain import explain_features as explain_features
+    from mechlab.features.building import load_index as load_index
+    from mechlab.features.explanations import explain_features as explain_features
+    from mechlab.features.explanations import load_explanations as load_explanations
+    from mechlab.features.llm.explainer import explain_llm as explain_llm
+    from mechlab.features.llm.job import LlmJob as LlmJob
+    from mechlab.features.rewrite import rewrite as rewrite
+    from mechlab.features.rules import parse_rule as parse_rule
+    from mechlab.features.scoring.score import score_features as score_features
+    from mechlab.features.scoring.scorecard import load_scores as load_scores
+    from mechlab.features.sources import index_dictionary as index_dictionary
+    from mechlab.features.sources import index_function as index_function
+    from mechlab.features.sources import index_heads as index_heads
+    from mechlab.features.sources import index_site as index_site
+    from mechlab.features.sources import index_vectors as index_vectors
+    from mechlab.features.sources import model_rows as model_rows
+    from mechlab.features.sources import store_rows as store_rows
     from mechlab.interventions.edit import editing as editing
     from mechlab.interventions.edits import add as add
     from mechlab.interventions.edits import clamp as clamp
@@ -65,27 +79,41 @@ _HOMES = {
     "editing": "interventions.edit",
     "evaluate": "sae.evaluate",
     "evaluate_circuit": "circuits.evaluation.judge",
-    "explain_features": "features.token_explain",
+    "explain_features": "features.explanations",
+    "explain_llm": "features.llm.explainer",
     "find_circuit": "circuits.find",
     "finetune": "sae.e2e",
     "generation": "activations.generate",
     "harvest": "activations.harvest",
     "head_patching": "circuits.patching",
+    "index_dictionary": "features.sources",
+    "index_function": "features.sources",
+    "index_heads": "features.sources",
+    "index_site": "features.sources",
+    "index_vectors": "features.sources",
+    "LlmJob": "features.llm.job",
     "live": "activations.live",
+    "load_explanations": "features.explanations",
+    "load_index": "features.building",
     "load_model": "models.subject",
     "load_sae": "sae.dictionary",
+    "load_scores": "features.scoring.scorecard",
     "make_task": "data.tasks",
     "mixing": "activations.batch",
+    "model_rows": "features.sources",
     "open_corpus": "data.corpus",
     "open_store": "activations.store",
+    "parse_rule": "features.rules",
     "patch": "circuits.sweeps",
     "project_out": "interventions.edits",
+    "rewrite": "features.rewrite",
     "run": "pipeline.job",
     "scale": "interventions.edits",
-    "score_explanations": "features.token_detection",
+    "score_features": "features.scoring.score",
     "shuffled": "activations.batches",
     "splice": "interventions.edits",
     "splicing": "sae.splice",
+    "store_rows": "features.sources",
     "strength_for_kl": "interventions.strength",
     "swap": "interventions.edits",
     "train_sae": "sae.dictionary",

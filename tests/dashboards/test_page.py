@@ -17,10 +17,13 @@ from mechlab.dashboards.drawing import SHOWN, CircuitRecord, draw
 from mechlab.dashboards.page import ContextRecord, FeatureRecord, render_page, script_json
 from mechlab.dashboards.records import feature_records
 from mechlab.errors import MechlabError
-from mechlab.features.token_detection import score_explanations
-from mechlab.features.token_explain import explain_features
-from mechlab.features.token_index import build_index
-from mechlab.features.token_rows import Rows, split_by_document
+from mechlab.features.explanations import explain_features
+from mechlab.features.index import FeatureIndex, index_of
+from mechlab.features.scoring.score import score_features
+from mechlab.features.split import Split
+from mechlab.features.statistics import statistics_of
+from mechlab.features.text import text_of
+from mechlab.features.vocabulary import Vocabulary
 from mechlab.scores import Score
 
 
@@ -205,18 +208,18 @@ def test_drawing_says_what_it_leaves_out_and_keeps_strange_names():
 
 
 def test_records_from_the_features_room(page):
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 30, 6400)
-    context = np.arange(6400) // 64
-    values = (tokens == 3).astype(np.float32)[:, None]
-    rows = Rows(tokens, context, np.arange(6400) % 64, context, values, np.zeros((6400, 1), int), 2)
-    explain, held_out = split_by_document(rows)
-    index = build_index(explain)
-    explained = explain_features(index, explain, str)
-    records = feature_records(index, explained, score_explanations(explained, held_out), str)
+    tokens = np.random.default_rng(0).integers(0, 30, (100, 64))
+    text = text_of([row.tolist() for row in tokens], Vocabulary(tuple(str(token) for token in range(30))))
+    made = index_of(text, {0: (text.tokens == 3).astype(np.float64)})
+    indptr = np.append(made.indptr, made.indptr[-1])  # a second feature, which is dead
+    index = FeatureIndex(text, indptr, made.row, made.value)
+    explained = explain_features(index, split=Split())
+    scores = score_features(index.halves(Split())[1], explained)
+    records = feature_records(index, statistics_of(index), explained, scores)
     assert [each.index for each in records] == [0, 1]
     assert records[0].score is not None
     assert "'3'" in records[0].explanation
     assert records[0].contexts[0].tokens[records[0].contexts[0].centre] == "3"
+    assert sum(records[0].histogram) == index.active[0]
     assert records[1].unscored == "never fired on the text that was explained"
     assert "never fired" in render_page(replace(page, features=records))

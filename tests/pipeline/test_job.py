@@ -11,12 +11,23 @@ import pytest
 import mechlab as ml
 from mechlab.artifacts import open_artifact
 from mechlab.circuits.circuit import Circuit
-from mechlab.features.token_explain import Explanations
+from mechlab.features.explanations import load_explanations
+from mechlab.features.scoring.scorecard import load_scores
 from mechlab.models.subject import load_model
 from mechlab.pipeline.config import RunConfig
 from mechlab.pipeline.job import Run
 
-STAGES = ("activations", "heldout", "sae", "evaluation", "circuit", "features", "explanations", "detection")
+STAGES = (
+    "activations",
+    "heldout",
+    "sae",
+    "evaluation",
+    "circuit",
+    "features",
+    "heldout_features",
+    "explanations",
+    "scores",
+)
 SMALL = {"tokens": 60_000, "train_tokens": 300_000, "heldout_tokens": 20_000, "d_sae": 128, "k": 8}
 
 
@@ -34,9 +45,11 @@ def test_summary_is_true_to_the_artifacts(done: Run) -> None:
     assert summary["circuit"]["faithfulness"] == circuit.faithfulness.value
     evaluation = json.loads((done.path / "evaluation" / "evaluation.json").read_text())
     assert summary["sae"]["fve"] == evaluation["fve"]["value"]
-    detection = json.loads((done.path / "detection" / "detection.json").read_text())
-    assert summary["features"]["detection_mean"] == detection["total"]["value"]
-    assert summary["features"]["scored"] == len(detection["features"])
+    scores = load_scores(done.path / "scores")
+    totals = {total.scorer: total.mean.value for total in scores.totals()}
+    assert summary["features"]["detection_mean"] == totals["detection"]
+    assert summary["features"]["fuzzing_mean"] == totals["fuzzing"]
+    assert summary["features"]["scored"] == len(scores.of("detection"))
     for stage in STAGES:
         open_artifact(done.path / stage).verify()
 
@@ -56,11 +69,13 @@ def test_the_numbers_mean_something(done: Run) -> None:
 def test_the_artifacts_name_what_they_are_made_of(done: Run) -> None:
     model = load_model("fable").fingerprint
     manifests = {
-        name: open_artifact(done.path / name).manifest for name in ("activations", "sae", "explanations")
+        name: open_artifact(done.path / name).manifest
+        for name in ("activations", "sae", "features", "explanations")
     }
     assert manifests["activations"].inputs["model"] == manifests["sae"].inputs["model"] == model
     assert manifests["sae"].inputs["activations"] == manifests["activations"].fingerprint
-    assert manifests["explanations"].inputs["dictionary"] == manifests["sae"].fingerprint
+    assert manifests["features"].inputs["dictionary"] == manifests["sae"].fingerprint
+    assert manifests["explanations"].inputs["index"] == manifests["features"].fingerprint
     run = open_artifact(done.path).manifest
     assert run.kind == "run"
     assert run.config["site"] == "blocks.2.hook_resid_post"
@@ -70,8 +85,7 @@ def test_the_artifacts_name_what_they_are_made_of(done: Run) -> None:
 def test_explanations_never_saw_what_they_are_scored_on(done: Run) -> None:
     from mechlab.activations.store import open_store
 
-    content = json.loads((done.path / "explanations" / "explanations.json").read_text())
-    seen = set(Explanations.from_dict(content).documents)
+    seen = set(load_explanations(done.path / "explanations").documents)
     assert seen
     assert seen.isdisjoint(open_store(done.path / "heldout").column("document").tolist())
 
