@@ -117,6 +117,8 @@ class FeatureTeacher:
         feature: what is asked about.
         fragments: the corpus that examples come from, in the model's tokens.
         seed: decides which examples are shown.
+        floor: share of its largest activation on the corpus below which it counts as silent, as what a
+            feature does at its weakest is seldom what it is about.
         known: activations on the corpus, where another teacher has computed them.
 
     Raises MechlabError when the feature does not exist or does not fit the model.
@@ -131,6 +133,7 @@ class FeatureTeacher:
         fragments: Fragments,
         *,
         seed: int = 0,
+        floor: float = 0.2,
         known: Sequence[Float[np.ndarray, "_"]] | None = None,
     ) -> None:
         if isinstance(feature, Latent) and not 0 <= feature.number < feature.dictionary.sae.d_sae:
@@ -138,7 +141,10 @@ class FeatureTeacher:
             raise MechlabError("feature does not exist", feature.number, f"give a number from 0 to {last}")
         self.subject, self.feature, self.asked = subject, feature, 0
         self.vocabulary = fragments.vocabulary
+        self._floor = 0.0
         self.known = list(known) if known is not None else self.activations(fragments.passages)
+        self._floor = floor * max(float(values.max()) for values in self.known)
+        self.known = [self._heard(values) for values in self.known]
         active = [number for number, values in enumerate(self.known) if (values > 0).any()]
         self._corpus = Corpus(fragments, active, np.random.default_rng(seed))
 
@@ -174,8 +180,12 @@ class FeatureTeacher:
             with torch.no_grad():
                 values = self.feature.read(self.subject, self._tokens(part)).double().cpu().numpy()
             skip = self.subject.bos is not None
-            found += [row[skip : len(each) + skip] for row, each in zip(values, part, strict=True)]
+            rows = zip(values, part, strict=True)
+            found += [self._heard(row[skip : len(each) + skip]) for row, each in rows]
         return found
+
+    def _heard(self, values: Float[np.ndarray, "token"]) -> Float[np.ndarray, "token"]:
+        return np.where(values >= self._floor, values, 0.0)
 
     def _tokens(self, passages: Sequence[Passage]) -> Int[Tensor, "batch pos"]:
         lead = [] if self.subject.bos is None else [self.subject.bos]

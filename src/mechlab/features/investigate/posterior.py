@@ -86,8 +86,8 @@ def weights_of(scores: Float[np.ndarray, "rule"]) -> Float[np.ndarray, "rule"]:
 
 
 def information(
-    distance: Float[np.ndarray, "*text rule rule"], weights: Float[np.ndarray, "rule"], flips: float
-) -> Float[np.ndarray, "*text"]:
+    distance: Float[np.ndarray, "text rule rule"], weights: Float[np.ndarray, "rule"], flips: float
+) -> Float[np.ndarray, "text"]:
     """Nats that the answers to a text are sure to tell about the rule; see the module's head.
 
     Args:
