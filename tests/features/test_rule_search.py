@@ -8,7 +8,7 @@ import pytest
 from mechlab.features.index import FeatureIndex, index_of
 from mechlab.features.planted.corpora import fable_text
 from mechlab.features.planted.features import agreement
-from mechlab.features.rules import Concept, Matcher, Rule, explain_rules, parse_rule
+from mechlab.features.rules import Clause, Concept, Matcher, Rule, Token, explain_rules, parse_rule
 from mechlab.features.rules.search import OFTEN
 from mechlab.features.split import Split
 from mechlab.features.text import Text
@@ -22,7 +22,7 @@ SENTENCES = (
     "fires (2) on tokens that came earlier in the passage and on tokens that start with ' b'",
     "fires (2) at the end of a pair of tokens that came earlier in the passage",
     "fires (2) on ' was' and not right after ' who'",
-    "fires (2) on ' Monday' or ' Tuesday'; (2) right after ' the' and on ' market' or ' garden'",
+    "fires (2) on ' Monday' or ' Tuesday'; (2) right after ' the' and on ' market'",
     "fires (2) on ' the' or ' and' or ' a' and inside quotes",
 )
 _TEXT: list[Text] = []
@@ -101,6 +101,15 @@ def test_lists_of_words_are_named() -> None:
     ))  # fmt: skip
     (rule,) = explain_rules(index_of(half, {0: active}), concepts=listed).values()
     assert rule.clauses[0].atoms == (Concept("days"),)
+
+
+def test_words_that_a_feature_promotes_are_tried() -> None:
+    half = text().select(Split().explains(text().document))
+    said = (" dog", " cat", " horse")
+    active = Matcher(half).predict(Rule((Clause((Token(said, 1),)),)))
+    noisy = np.where(np.random.default_rng(0).random(len(half)) < 0.003, 1.0, active)
+    (rule,) = explain_rules(index_of(half, {0: noisy}), promoted={0: [*said, "no token"]}).values()
+    assert {*rule.clauses[0].atoms[0].words} == {*said}  # type: ignore[union-attr]
 
 
 def test_one_entry_is_enough() -> None:

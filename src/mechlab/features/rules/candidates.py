@@ -128,6 +128,15 @@ def token_choices(region: Region, goal: Goal, offset: int, further: bool) -> lis
     return found
 
 
+def given_choice(region: Region, goal: Goal, atom: Token) -> Choice:
+    """An atom whose words are not chosen but given."""
+    hits, seen = region.at(atom.offset)
+    # Counts are filed under the first of the ids that say the same.
+    words = region.ground.first_ids(atom.words)
+    near, matched = float(hits[words].sum()), float(seen[words].sum())
+    return _choice(goal, atom, near, matched, 0.0, len(atom.words))
+
+
 def within_choices(region: Region, goal: Goal, further: bool) -> list[Choice]:
     """The best words to have come shortly before, and the best not to have come."""
     hits, seen = region.within()

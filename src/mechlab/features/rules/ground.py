@@ -41,12 +41,17 @@ class Ground:
         self.matcher = Matcher(text, concepts)
         self.begin, self.end = self.matcher.tables.begin, self.matcher.tables.end
         self.size = len(text.vocabulary)
-        first: dict[str, int] = {}
-        same = np.array([first.setdefault(said, token) for token, said in enumerate(text.vocabulary.texts)])
+        self._first: dict[str, int] = {}
+        texts = enumerate(text.vocabulary.texts)
+        same = np.array([self._first.setdefault(said, token) for token, said in texts])
         self.words: Int[np.ndarray, "row"] = same.astype(np.int32)[text.tokens]
         self.masks = [self.matcher.holds(atom, self.every) for atom in SCALARS]
         self._at_all: dict[int, Int[np.ndarray, "word"]] = {}
         self._list_classes(concepts)
+
+    def first_ids(self, words: Collection[str]) -> Int[np.ndarray, "word"]:
+        """The ids that these words are counted under."""
+        return np.array([self._first[word] for word in words if word in self._first], np.int64)
 
     @functools.cached_property
     def every(self) -> Int[np.ndarray, "row"]:

@@ -80,13 +80,12 @@ class Matcher:
         if atom.negated or not isinstance(atom, Token | Within | Spelling | Concept):
             every = np.arange(len(self.text), dtype=np.int32)
             return every[self.holds(atom, every)]
-        rows = tables.occurrences(self._ids(atom))
+        rows: np.ndarray = tables.occurrences(self._ids(atom))
         if isinstance(atom, Token) and atom.offset:
-            here: np.ndarray = rows - atom.offset
-            return here[(here >= tables.begin[rows]) & (here < tables.end[rows])]
-        if isinstance(atom, Within):
-            after: np.ndarray = rows_after(rows, tables.end, atom.reach)
-            return after
+            here = rows - atom.offset
+            rows = here[(here >= tables.begin[rows]) & (here < tables.end[rows])]
+        elif isinstance(atom, Within):
+            rows = rows_after(rows, tables.end, atom.reach)
         return rows
 
     def holds(self, atom: Atom, rows: Int[np.ndarray, "asked"]) -> Bool[np.ndarray, "asked"]:

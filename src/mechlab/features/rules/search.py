@@ -29,6 +29,7 @@ from mechlab.features.rules.candidates import (
     Choice,
     Region,
     choices,
+    given_choice,
     token_choices,
     within_choices,
 )
@@ -86,10 +87,11 @@ def explain_rules(
     """
     wanted = index.live.tolist() if features is None else [f for f in features if index.active[f]]
     grounds = _Grounds(index.text, concepts or {}, seed)
+    words = {feature: tuple(dict.fromkeys(some)) for feature, some in (promoted or {}).items()}
     done: dict[int, Rule] = {}
 
     def one(feature: int) -> Rule:
-        return _Search(*grounds.part(*index.entries(feature))).rule()
+        return _Search(*grounds.part(*index.entries(feature)), words.get(feature, ())).rule()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for feature, rule in zip(wanted, pool.map(one, wanted), strict=True):
@@ -134,9 +136,15 @@ class _Search:
     """The search for one feature."""
 
     def __init__(
-        self, ground: Ground, rows: Int[np.ndarray, "entry"], values: Float[np.ndarray, "entry"]
+        self,
+        ground: Ground,
+        rows: Int[np.ndarray, "entry"],
+        values: Float[np.ndarray, "entry"],
+        promoted: tuple[str, ...] = (),
     ) -> None:
         self.ground, self.rows, self.values = ground, rows, values
+        # Words of the text only; one that never occurs says nothing and has its price.
+        self.promoted = tuple(word for word in promoted if word in ground.text.vocabulary)
         self.matcher = ground.matcher
         price = _PRICE + _PRICE_RARE / len(rows)
         self.goal = Goal(float(len(rows)), penalty=price)
@@ -204,6 +212,9 @@ class _Search:
         """The best clause on the rows that are left."""
         start = Region(self.ground, None, self.taken, self.active)
         narrow = choices(start, self.goal, further=False)
+        if self.promoted:
+            narrow += [given_choice(start, self.goal, Token(self.promoted, 1))]
+            narrow.sort(key=lambda choice: -choice.worth)
         empty = _Part((), start)
         seeds = narrow[:BEAM]
         if narrow[0].worth < _ENOUGH:
