@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from mechlab.cli.features_export import ranges
-from mechlab.cli.language_model import LanguageModelConfig, estimated, open_job, spending
+from mechlab.cli.features_inputs import features_fingerprint, read_concepts
+from mechlab.cli.language_model import (
+    LanguageModelConfig,
+    asked_of,
+    open_job,
+    planned,
+    refuse_dry_run,
+    spending,
+    spent_line,
+)
 from mechlab.cli.outcome import Outcome
 from mechlab.cli.outputs import require_directory
 from mechlab.cli.parse import parse
@@ -21,25 +31,25 @@ if TYPE_CHECKING:
     from mechlab.features.explanations import Explanations
     from mechlab.features.index import FeatureIndex
     from mechlab.features.llm.job import LlmJob
-    from mechlab.features.split import Split
-    from mechlab.models.subject import Subject
-    from mechlab.sae.dictionary import Dictionary
 
-_SHOWN = 10
+_SHOWN, _WIDE = 10, 150
+# Flags that only one explainer heeds.
+_ONLY = {"concepts": "rules", "function": "ngrams"}
 
 
 class ExplainConfig(LanguageModelConfig):
     """Explain the features of an index on half of its documents; the other half is for scoring.
 
     rules: a program for every live feature, without a language model. llm: a sentence by the model
-    of --llm. self: what the subject itself says of each feature's direction (needs --dictionary).
+    of --llm. ngrams: rules over words for an index of functions, from the n-grams they respond to most
+    (SASC). self: what the subject itself says of each feature's direction (needs --dictionary).
 
     Example: mechlab features explain runs/features --out runs/explanations
     """
 
     index: tyro.conf.Positional[Path] = Path("runs/features")
     """Directory of the feature index."""
-    explainer: Literal["rules", "llm", "self"] = "rules"
+    explainer: Literal["rules", "llm", "ngrams", "self"] = "rules"
     """Who explains."""
     features: str | None = None
     """Features to explain, "0-99" or "3,17,40-49"; all live ones by default."""
@@ -49,6 +59,8 @@ class ExplainConfig(LanguageModelConfig):
     """Share of the documents that explainers may see."""
     concepts: Path | None = None
     """rules: a JSON file {name: [word, …]} of lists that rules may refer to."""
+    function: str | None = None
+    """ngrams: the functions, as they were named to features index; all of the index by default."""
     dictionary: Path | None = None
     """Dictionary that was indexed: rules and prompts then know the words that features promote."""
     subject: str = ""
@@ -67,8 +79,15 @@ def explain(words: list[str], program: str) -> Outcome:
     """Explain features."""
     config = parse(ExplainConfig, words, program)
     wanted = None if config.features is None else ranges(config.features)
+    for name, explainer in _ONLY.items():
+        if getattr(config, name) is not None and config.explainer != explainer:
+            raise MechlabError(f"--{name} is for explainer {explainer}", config.explainer, "leave it out")
+    if config.explainer != "llm":
+        refuse_dry_run(config, f"explainer {config.explainer}")
+    concepts = None if config.concepts is None else read_concepts(config.concepts)
 
     from mechlab.artifacts import open_artifact
+    from mechlab.cli.features_explainers import by_llm, by_ngrams, by_rules, by_subject
     from mechlab.features.building import load_index
     from mechlab.features.explanations import load_explanations, save_explanations
     from mechlab.features.split import Split
@@ -77,172 +96,75 @@ def explain(words: list[str], program: str) -> Outcome:
     index, split = load_index(config.index), Split(config.share, config.seed)
     for feature in wanted or ():
         index.entries(feature)
-    inputs = {"index": open_artifact(config.index).manifest.fingerprint}
+    inputs = {
+        "index": open_artifact(config.index).manifest.fingerprint,
+        "features": features_fingerprint(config.index, index),
+    }
     if config.dictionary is not None:
         inputs["dictionary"] = open_artifact(config.dictionary).manifest.fingerprint
     settings: dict[str, Any] = {"explainer": config.explainer, "features": config.features}
     settings["split"] = split.to_dict()
+    if concepts is not None:
+        settings["concepts"] = {name: sorted(words) for name, words in concepts.items()}
+    if config.function is not None:
+        settings["function"] = config.function
     money: dict[str, Any] = {}
-    job: LlmJob | None = None
-    with Reporter() as report:
-        concepts = None
+    with Reporter() as report, ExitStack() as stack:
+        job: LlmJob | None = None
         if config.explainer == "llm":
-            job = open_job(config, report, "explain")
-            settings |= {"llm": config.llm, "endpoint": job.client.endpoint, "prompt": config.prompt}
-            settings["examples"] = config.examples
-        elif config.explainer == "rules" and config.concepts is not None:
-            concepts = read_concepts(config.concepts)
-            settings["concepts"] = {name: sorted(words) for name, words in concepts.items()}
+            job = stack.enter_context(closing(open_job(config, report, "explain")))
 
         def made() -> Explanations:
             if job is not None:
-                return _by_llm(config, index, job, wanted, split)
+                return by_llm(config, index, wanted, split, job)
             if config.explainer == "self":
-                return _by_subject(config, index, wanted, report)
-            return _by_rules(config, index, wanted, split, concepts, report)
+                return by_subject(config, index, wanted, report)
+            if config.explainer == "ngrams":
+                return by_ngrams(config, index, wanted, split, report)
+            return by_rules(config, index, wanted, split, concepts, report)
 
-        if config.dry_run and job is not None:
-            made()
-            return _estimate(estimated(job))
+        if job is not None:
+            settings |= asked_of(job, config) | {"prompt": config.prompt, "examples": config.examples}
+            if config.dry_run:
+                made()
+                return planned(job)
         save_explanations(
             made, config.out, config=settings, seed=config.seed, inputs=inputs, overwrite=config.overwrite
         )
         if job is not None:
             money = spending(job)
-    found = load_explanations(config.out)
-    return _outcome(config, index, found, money)
-
-
-def _by_rules(
-    config: ExplainConfig,
-    index: FeatureIndex,
-    wanted: list[int] | None,
-    split: Split,
-    concepts: Mapping[str, Collection[str]] | None,
-    report: Reporter,
-) -> Explanations:
-    from mechlab.features.explanations import explain_features
-
-    return explain_features(
-        index,
-        split=split,
-        features=wanted,
-        concepts=concepts,
-        promoted=_promoted(config, index),
-        progress=lambda done, total: report("explain", done, total, {}),
-    )
-
-
-def _by_llm(
-    config: ExplainConfig, index: FeatureIndex, job: LlmJob, wanted: list[int] | None, split: Split
-) -> Explanations:
-    from mechlab.features.llm.explainer import explain_llm
-    from mechlab.features.neighbours import co_occurring
-
-    neighbours = None
-    if config.prompt == "contrastive":
-        explains = index.restrict(split.explains(index.text.document))
-        neighbours = co_occurring(explains).lists()
-    return explain_llm(
-        index, job, wanted, prompt=config.prompt, examples=config.examples, split=split,
-        neighbours=neighbours, promoted=_promoted(config, index), seed=config.seed,
-    )  # fmt: skip
-
-
-def _by_subject(
-    config: ExplainConfig, index: FeatureIndex, wanted: list[int] | None, report: Reporter
-) -> Explanations:
-    from mechlab.features.explanations import Explanation, Explanations
-    from mechlab.features.self_interpretation import account
-
-    dictionary, subject = opened(config.dictionary, config.subject, index)
-    site = dictionary.outputs[0]
-    items = []
-    features = index.live.tolist() if wanted is None else wanted
-    for done, feature in enumerate(features):
-        said = account(subject, dictionary.sae.W_dec[feature % dictionary.sae.d_sae], site)
-        about = {"relevance": list(said.relevance), "site": said.site, "scale": said.scale}
-        items.append(Explanation(feature, "self", said.text.strip(), None, about))
-        report("explain", done + 1, len(features), {})
-    # No document was looked at: all of them are left for scoring.
-    return Explanations(tuple(items), (), index.n_features)
-
-
-def opened(dictionary: Path | None, subject: str, index: FeatureIndex) -> tuple[Dictionary, Subject]:
-    """The dictionary that was indexed, and its subject. MechlabError when one is not named."""
-    from mechlab.models.subject import load_model
-    from mechlab.sae.dictionary import load_sae
-
-    if dictionary is None:
-        raise MechlabError("no dictionary is named", remedy="pass --dictionary, the one that was indexed")
-    name = subject or (index.about.get("text") or {}).get("model_name")
-    if not name:
-        raise MechlabError("no subject is named", dictionary, "pass --subject")
-    found, model = load_sae(dictionary), load_model(name)
-    found.check(model)
-    if index.n_features not in (found.sae.d_sae, 2 * found.sae.d_sae):
-        raise MechlabError("dictionary is not the one that was indexed", dictionary, "check --dictionary")
-    return found, model
-
-
-def _promoted(config: ExplainConfig, index: FeatureIndex) -> dict[int, tuple[str, ...]] | None:
-    if config.dictionary is None:
-        return None
-    from mechlab.features.logits import dictionary_directions, logit_effects
-
-    dictionary, subject = opened(config.dictionary, config.subject, index)
-    directions = dictionary_directions(subject, dictionary, signs=bool(index.about.get("signs")))
-    effects = logit_effects(subject, directions)
-    return {feature: effects.words(feature, index.text.vocabulary) for feature in range(index.n_features)}
-
-
-def read_concepts(path: Path) -> dict[str, list[str]]:
-    """Named lists of words from a JSON file. MechlabError for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MechlabError("concepts cannot be read", path, str(error).splitlines()[0]) from None
-    if not isinstance(content, dict) or not all(
-        isinstance(words, list) and all(isinstance(word, str) for word in words) for words in content.values()
-    ):
-        raise MechlabError("concepts are not lists of words", path, 'like {"colour": [" red", " blue"]}')
-    return content
-
-
-def _estimate(figures: Mapping[str, float | None]) -> Outcome:
-    price = figures["dollars"]
-    cost = (
-        "price not given"
-        if price is None
-        else f"about ${price:.4f}, at most ${figures['dollars_at_most']:.4f}"
-    )
-    text = (
-        f"dry run: {figures['requests']} requests, {figures['cached']} answered already; "
-        f"{figures['input_tokens']} tokens to read, at most {figures['output_tokens']} to write: {cost}"
-    )
-    return Outcome({"dry_run": dict(figures)}, text)
+    return _outcome(config, index, load_explanations(config.out), money)
 
 
 def _outcome(
     config: ExplainConfig, index: FeatureIndex, found: Explanations, money: Mapping[str, Any]
 ) -> Outcome:
+    why = Counter(reason.split(":")[0] for reason in found.failed.values())
     payload = {
         "explanations": str(config.out),
         "explained": len({each.feature for each in found.items}),
         "live": len(index.live),
         "features": index.n_features,
         "failed": len(found.failed),
+        "reasons": dict(why.most_common()),
         "documents_seen": len(found.documents),
         **({"spent": dict(money)} if money else {}),
     }
     lines = [
-        f"{payload['explained']:,} features explained ({len(index.live):,} are live), "
-        f"{len(found.failed):,} without an explanation: {config.out}"
+        f"{payload['explained']:,} features explained of {len(index.live):,} live ones, "
+        f"from {len(found.documents):,} documents: {config.out}"
     ]
+    for reason, count in why.most_common():
+        example = next(each for each in found.failed.values() if each.startswith(reason))
+        lines.append(cut(f"{count:,} without an explanation: {example}"))
     if money:
-        cost = "price not given" if money["dollars"] is None else f"${money['dollars']:.4f}"
-        lines.append(f"{money['answers']:,} answers in {config.cache}, {cost}")
-    lines += [f"  {each.feature}: {each.text}" for each in found.items[:_SHOWN]]
+        lines.append(spent_line(money, config.cache))
+    lines += [cut(f"  {each.feature}: {each.text}") for each in found.items[:_SHOWN]]
     lines += [f"  … {len(found) - _SHOWN:,} more"] if len(found) > _SHOWN else []
-    lines += [f"  {feature}: {why}" for feature, why in list(found.failed.items())[:3]]
     return Outcome(payload, "\n".join(lines))
+
+
+def cut(line: str) -> str:
+    """One line, not too long for a terminal."""
+    one = line[: len(line) - len(line.lstrip())] + " ".join(line.split())
+    return one if len(one) <= _WIDE else f"{one[: _WIDE - 1]}…"

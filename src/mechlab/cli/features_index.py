@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from mechlab.cli.functions import named_functions
 from mechlab.cli.outcome import Outcome
 from mechlab.cli.outputs import require_directory
 from mechlab.cli.parse import parse
@@ -150,9 +149,13 @@ def _made(
         dictionary = load_sae(config.dictionary)
         return sources.index_dictionary(dictionary, source, config.out, signs=config.signs, **common)
     if config.function is not None:
-        functions = {name.strip(): _function(name.strip()) for name in config.function.split(",")}
         return sources.index_function(
-            functions, source, config.out, mode=config.mode, window=config.window, **common
+            named_functions(config.function),
+            source,
+            config.out,
+            mode=config.mode,
+            window=config.window,
+            **common,
         )
     if config.heads:
         return sources.index_heads(subject, source, config.out, **bounds, **common)
@@ -164,27 +167,6 @@ def _made(
     return sources.index_vectors(
         vectors, config.site, source, config.out, bias=bias, signs=config.signs, **bounds, **common
     )
-
-
-def _function(name: str) -> Callable[..., Any]:
-    """A callable named module:name or file.py:name; modules of the working directory are found too."""
-    place, colon, attribute = name.rpartition(":")
-    if not colon or not place:
-        raise MechlabError("function is not named as module:name", name, "as in my_module:my_function")
-    here = str(Path(place).resolve().parent) if place.endswith(".py") else str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    module = Path(place).stem if place.endswith(".py") else place
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # whatever importing somebody's module raises
-        raise MechlabError(f"cannot import {name}", f"{type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise MechlabError("this is no function", name, "name something that can be called")
-    function: Callable[..., Any] = found
-    return function
 
 
 def _vectors(path: Path) -> tuple[Tensor, Tensor | None]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from mechlab.cli.outcome import Outcome
 from mechlab.errors import MechlabError
 from mechlab.settings import Settings
 
 if TYPE_CHECKING:
-    from mechlab.features.llm.client import Client, Failure, Reply, Request
-    from mechlab.features.llm.job import Estimate, LlmJob
+    from mechlab.features.llm.client import Client
+    from mechlab.features.llm.job import LlmJob
 
 
 class LanguageModelConfig(Settings):
@@ -40,7 +42,7 @@ class LanguageModelConfig(Settings):
 def open_job(
     config: LanguageModelConfig, progress: Callable[[str, int, int, dict[str, float]], None], stage: str
 ) -> LlmJob:
-    """The job of a command. MechlabError when no model is named or settings do not fit together."""
+    """The job of a command; close it. MechlabError when no model is named or settings do not fit together."""
     from mechlab.features.llm.job import LlmJob
     from mechlab.features.llm.ledger import Price
 
@@ -48,23 +50,35 @@ def open_job(
         raise MechlabError(
             "no language model is named", remedy="pass --llm, and --endpoint for your own server"
         )
-    prices = {}
+    price = None
     if config.price_in is not None and config.price_out is not None:
-        prices[config.llm] = Price(config.price_in, config.price_out)
+        price = Price(config.price_in, config.price_out)
+    elif config.price_in is not None or config.price_out is not None:
+        raise MechlabError("one price is missing", config.llm, "pass --price-in and --price-out")
     elif config.budget is not None:
         raise MechlabError("budget without prices", config.budget, "pass --price-in and --price-out")
+    for name in ("budget", "price_in", "price_out"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise MechlabError(f"{name.replace('_', ' ')} is no amount of dollars", value, "0 or more")
 
     def report(done: int, total: int, dollars: float | None) -> None:
         progress(stage, done, total, {} if dollars is None else {"dollars": dollars})
 
-    if not config.dry_run:
-        config.cache.parent.mkdir(parents=True, exist_ok=True)
-    kind = _dry() if config.dry_run else LlmJob
-    cache = config.cache if config.cache.exists() or not config.dry_run else Path(":memory:")
-    return kind(
-        _client(config), cache, budget=config.budget, prices=prices,
-        concurrency=config.concurrency, progress=report,
+    client = _client(config)
+    # A dry run leaves nothing behind, not even an empty file of answers.
+    nowhere = config.dry_run and not config.cache.exists()
+    return LlmJob(
+        client, ":memory:" if nowhere else config.cache, budget=config.budget,
+        prices={} if price is None else {client.model: price},
+        concurrency=config.concurrency, dry_run=config.dry_run, progress=report,
     )  # fmt: skip
+
+
+def refuse_dry_run(config: LanguageModelConfig, why: str) -> None:
+    """MechlabError for --dry-run where no language model is to be asked."""
+    if config.dry_run:
+        raise MechlabError("nothing would be asked", why, "leave --dry-run out")
 
 
 def _client(config: LanguageModelConfig) -> Client:
@@ -82,35 +96,22 @@ def _client(config: LanguageModelConfig) -> Client:
     return OpenAIClient(config.llm, base_url=config.endpoint)
 
 
-def _dry() -> type[LlmJob]:
-    from mechlab.features.llm.client import Failure
-    from mechlab.features.llm.job import LlmJob
-
-    class DryRun(LlmJob):
-        """Sends nothing: adds up what the first questions would cost."""
-
-        estimated: list[Estimate]
-
-        def run(self, requests: Sequence[Request]) -> list[Reply | Failure]:
-            self.estimated = [*getattr(self, "estimated", []), self.estimate(requests)]
-            return [Failure("budget", "dry run: not asked", 0)] * len(requests)
-
-    return DryRun
+def asked_of(job: LlmJob, config: LanguageModelConfig) -> dict[str, Any]:
+    """What of a job decides its answers, for an artifact; its budget too, as it may run out."""
+    return {"llm": job.client.model, "endpoint": job.client.endpoint, "budget": config.budget}
 
 
-def estimated(job: LlmJob) -> dict[str, float | None]:
-    """What a dry run would have asked and paid, as plain values."""
-    found: list[Estimate] = getattr(job, "estimated", [])
-    prices = [each.dollars for each in found]
-    most = [each.most for each in found]
-    return {
-        "requests": sum(each.requests for each in found),
-        "cached": sum(each.cached for each in found),
-        "input_tokens": sum(each.input_tokens for each in found),
-        "output_tokens": sum(each.output_tokens for each in found),
-        "dollars": sum(price for price in prices if price is not None) if None not in prices else None,
-        "dollars_at_most": sum(price for price in most if price is not None) if None not in most else None,
-    }
+def planned(job: LlmJob) -> Outcome:
+    """What a dry run would have asked and paid."""
+    plan = job.planned
+    cost = "price not given"
+    if plan.dollars is not None and plan.most is not None:
+        cost = f"about ${plan.dollars:.4f}, at most ${plan.most:.4f}"
+    text = (
+        f"dry run: {plan.requests:,} requests not yet answered; about {plan.input_tokens:,} tokens to read, "
+        f"at most {plan.output_tokens:,} to write: {cost}"
+    )
+    return Outcome({"dry_run": asdict(plan)}, text)
 
 
 def spending(job: LlmJob) -> dict[str, float | None]:
@@ -122,3 +123,10 @@ def spending(job: LlmJob) -> dict[str, float | None]:
         "output_tokens": spent.output_tokens,
         "dollars": spent.dollars,
     }
+
+
+def spent_line(money: Mapping[str, float | None], cache: Path) -> str:
+    """The same for people."""
+    dollars = money["dollars"]
+    cost = "price not given" if dollars is None else f"${dollars:.4f}"
+    return f"{money['answers']:,} answers in {cache}, {cost}"

@@ -21,6 +21,7 @@ from mechlab.features.scoring.scorecard import Scorecard, Scored, Unscored
 from mechlab.features.text import Text
 from mechlab.features.windows import divide
 from mechlab.models.subject import Subject
+from mechlab.scores import Score
 
 
 def score_interventions(
@@ -53,20 +54,25 @@ def score_interventions(
     features = sorted({each.feature for each in explanations.items})
     for at, feature in enumerate(features):
         said, words = explanations.of(feature), (promoted or {}).get(feature)
+        found: list[tuple[str, Score]] = []
         try:
             if feature not in vectors:
                 raise MechlabError("feature has no direction to steer along", feature, "give its vector")
             steered = steer(subject, site, vectors[feature], prompts, kl=kl, new_tokens=new_tokens, seed=seed)
-            found = [(each.explainer, intervention_score(each, steered, plausibility, seed=seed))
-                     for each in said if plausibility is not None]  # fmt: skip
             if words is not None:
                 found.append(("", promotion_score(words, steered, seed=seed)))
-            for explainer, score in found:
-                # Every prompt has a passage with the feature and one without it.
-                failed = len(prompts) - score.n
-                scored.append(Scored(feature, explainer, score.name, score, 0.5, failed, score.n, score.n))
         except MechlabError as error:
             unscored += [Unscored(feature, each.explainer, "intervention", str(error)) for each in said]
+            said = ()
+        for each in said if plausibility is not None else ():
+            try:
+                found.append((each.explainer, intervention_score(each, steered, plausibility, seed=seed)))
+            except MechlabError as error:  # an explanation too long for the scorer model, say
+                unscored.append(Unscored(feature, each.explainer, "intervention", str(error)))
+        for explainer, score in found:
+            # Every prompt has a passage with the feature and one without it.
+            failed = len(prompts) - score.n
+            scored.append(Scored(feature, explainer, score.name, score, 0.5, failed, score.n, score.n))
         if progress is not None:
             progress(at + 1, len(features))
     return Scorecard(tuple(scored), tuple(unscored), seed)

@@ -85,12 +85,15 @@ class Scorecard:
     Attributes:
         seed: the intervals of the totals are drawn with.
         audit: of the language model that judged: whether it can be trusted; plain JSON values.
+        rewriting: the model's loss with its features as explained (``mechlab.features.rewrite``), the
+            same way.
     """
 
     scored: tuple[Scored, ...]
     unscored: tuple[Unscored, ...]
     seed: int = 0
     audit: Mapping[str, Any] | None = None
+    rewriting: Mapping[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Scored]:
         return iter(self.scored)
@@ -127,15 +130,15 @@ class Scorecard:
             "scored": [each.to_dict() for each in self.scored],
             "unscored": [asdict(each) for each in self.unscored],
             "audit": self.audit,
+            "rewriting": self.rewriting,
         }
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Scorecard:
         """The inverse of ``to_dict``."""
         scored = tuple(Scored.from_dict(each) for each in fields["scored"])
-        return cls(
-            scored, tuple(Unscored(**each) for each in fields["unscored"]), fields["seed"], fields["audit"]
-        )
+        unscored = tuple(Unscored(**each) for each in fields["unscored"])
+        return cls(scored, unscored, fields["seed"], fields["audit"], fields.get("rewriting"))
 
 
 def together(cards: Sequence[Scorecard]) -> Scorecard:

@@ -1,0 +1,87 @@
+"""What the commands on features read beside an index: its dictionary, words promoted, lists of words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mechlab.errors import MechlabError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mechlab.features.index import FeatureIndex
+    from mechlab.models.subject import Subject
+    from mechlab.sae.dictionary import Dictionary
+
+# Of an index's inputs, those that say on which text it is.
+_TEXT = ("text", "activations")
+
+
+def subject_name(subject: str, index: FeatureIndex) -> str:
+    """The subject that was named, or else the index's. MechlabError when neither is."""
+    name = subject or (index.about.get("text") or {}).get("model_name")
+    if not name:
+        raise MechlabError("no subject is named", remedy="pass --subject")
+    return str(name)
+
+
+def opened(
+    dictionary: Path | None, subject: str, index: FeatureIndex, path: Path
+) -> tuple[Dictionary, Subject]:
+    """The dictionary that was indexed at ``path``, and its subject. MechlabError when it is another one."""
+    from mechlab.artifacts import open_artifact
+    from mechlab.models.subject import load_model
+    from mechlab.sae.dictionary import load_sae
+
+    if dictionary is None:
+        raise MechlabError("no dictionary is named", remedy="pass --dictionary, the one that was indexed")
+    found, indexed = load_sae(dictionary), open_artifact(path).manifest.inputs.get("dictionary")
+    own = found.artifact.manifest.fingerprint
+    if indexed not in (None, own) or index.n_features not in (found.sae.d_sae, 2 * found.sae.d_sae):
+        raise MechlabError("dictionary is not the one that was indexed", dictionary, "check --dictionary")
+    model = load_model(subject_name(subject, index))
+    found.check(model)
+    return found, model
+
+
+def direction(dictionary: Dictionary, feature: int) -> Tensor:
+    """Decoder row of a feature; of the second half of an index of both signs, the opposite."""
+    row: Tensor = dictionary.sae.W_dec[feature % dictionary.sae.d_sae].detach()
+    return row if feature < dictionary.sae.d_sae else -row
+
+
+def promoted_words(
+    dictionary: Dictionary, subject: Subject, index: FeatureIndex
+) -> dict[int, tuple[str, ...]]:
+    """For every feature the words whose logits it raises most."""
+    from mechlab.features.logits import dictionary_directions, logit_effects
+
+    directions = dictionary_directions(subject, dictionary, signs=bool(index.about.get("signs")))
+    effects = logit_effects(subject, directions)
+    return {feature: effects.words(feature, index.text.vocabulary) for feature in range(index.n_features)}
+
+
+def features_fingerprint(path: Path, index: FeatureIndex) -> str:
+    """Equal for indexes of the same features, on whatever text."""
+    from mechlab.artifacts import open_artifact
+    from mechlab.files import fingerprint
+
+    inputs = open_artifact(path).manifest.inputs
+    made_from = {role: value for role, value in inputs.items() if role not in _TEXT}
+    about = {name: value for name, value in index.about.items() if name != "text"}
+    return fingerprint([made_from, about, index.n_features])
+
+
+def read_concepts(path: Path) -> dict[str, list[str]]:
+    """Named lists of words from a JSON file. MechlabError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MechlabError("concepts cannot be read", path, str(error).splitlines()[0]) from None
+    if not isinstance(content, dict) or not all(
+        isinstance(words, list) and all(isinstance(word, str) for word in words) for words in content.values()
+    ):
+        raise MechlabError("concepts are not lists of words", path, 'like {"colour": [" red", " blue"]}')
+    return content
