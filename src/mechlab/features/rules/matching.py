@@ -79,7 +79,8 @@ class Matcher:
         tables = self.tables
         if atom.negated or not isinstance(atom, Token | Within | Spelling | Concept):
             every = np.arange(len(self.text), dtype=np.int32)
-            return every[self.holds(atom, every)]
+            holding: np.ndarray = every[self.holds(atom, every)]
+            return holding
         rows: np.ndarray = tables.occurrences(self._ids(atom))
         if isinstance(atom, Token) and atom.offset:
             here = rows - atom.offset

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mechlab.features.index import FeatureIndex
-from mechlab.features.rules.atoms import Atom, Spelling, Token, Within
+from mechlab.features.rules.atoms import Atom, Concept, Spelling, Token, Within
 from mechlab.features.rules.candidates import (
     MAX_WORDS,
     Choice,
@@ -158,7 +158,8 @@ class _Search:
         if pure is not None:
             other, worth_of_other = self.cover(pure)
             found = other if worth_of_other > worth else found
-        return Rule(tuple(Clause(atoms, self.strength(atoms)) for atoms in found))
+        clauses = (Clause(tuple(sorted(atoms, key=_place)), self.strength(atoms)) for atoms in found)
+        return Rule(tuple(clauses))
 
     def cover(self, first: _Part | None) -> tuple[list[tuple[Atom, ...]], float]:
         """Clauses that cover the active rows, and what they are worth; ``first``, if given, is the first."""
@@ -331,6 +332,12 @@ def _asked(atom: Atom, atoms: tuple[Atom, ...]) -> bool:
     """Whether a conjunction looks at the words of this place already."""
     places = {(type(other), getattr(other, "offset", 0)) for other in atoms}
     return isinstance(atom, Token | Within) and (type(atom), getattr(atom, "offset", 0)) in places
+
+
+def _place(atom: Atom) -> tuple[bool, bool]:
+    """Where an atom stands in its clause: the token itself first, negations last."""
+    itself = isinstance(atom, Spelling | Concept) or (isinstance(atom, Token) and atom.offset == 0)
+    return atom.negated, not itself
 
 
 def _complexity(atoms: tuple[Atom, ...]) -> float:
