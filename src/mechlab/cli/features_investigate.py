@@ -198,7 +198,7 @@ def _documents(config: InvestigateConfig, report: Reporter) -> Outcome:
 
 
 def _interaction(
-    config: InvestigateConfig, found: Interaction, spent: dict[str, float | None], notice: str
+    config: InvestigateConfig, found: Interaction, spent: dict[str, int | float | None], notice: str
 ) -> Outcome:
     _save(config, found.curves, {})
     payload = {"notice": notice, "curves": found.curves.table(), "spent": spent, "failed": found.failed}

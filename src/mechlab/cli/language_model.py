@@ -114,7 +114,7 @@ def planned(job: LlmJob) -> Outcome:
     return Outcome({"dry_run": asdict(plan)}, text)
 
 
-def spending(job: LlmJob) -> dict[str, float | None]:
+def spending(job: LlmJob) -> dict[str, int | float | None]:
     """What the job's cache has cost so far, as plain values."""
     spent = job.spent
     return {

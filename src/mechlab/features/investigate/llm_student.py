@@ -150,7 +150,8 @@ class LlmStudent:
         given = self._json("quiz", wanted, schema, _TELL)
         if given is None:
             return np.full(len(choices), 1 / len(choices))
-        return np.eye(len(choices))[given["choice"]]
+        chosen: np.ndarray = np.eye(len(choices))[given["choice"]]
+        return chosen
 
     def _seen(self) -> str:
         if not self.transcript:

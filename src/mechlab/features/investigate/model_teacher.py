@@ -91,7 +91,8 @@ class Direction:
         """How far the coordinate exceeds the threshold, at every position; 0 where it does not."""
         value = read_sites(subject, tokens, [self.site])[self.site].float()
         unit = self.vector.to(value) / self.vector.to(value).norm()
-        return (value @ unit - self.threshold).clamp(min=0)
+        active: Tensor = (value @ unit - self.threshold).clamp(min=0)
+        return active
 
     def without(self, subject: Subject) -> AbstractContextManager[Any]:
         """While open, the model runs with the direction projected out."""
@@ -124,7 +125,7 @@ class FeatureTeacher:
     Raises MechlabError when the feature does not exist or does not fit the model.
     """
 
-    tools = TOOLS
+    tools: tuple[str, ...] = TOOLS
 
     def __init__(
         self,
@@ -170,6 +171,7 @@ class FeatureTeacher:
                 continue
             (plain,) = answered(self, self._corpus, [replace(query, tool="activation", other=())])
             answers.append(replace(plain, query=query, effect=self._effect(query)))
+        self.asked += sum(query.cost for query in queries)
         return answers
 
     def activations(self, passages: Sequence[Passage]) -> list[Float[np.ndarray, "_"]]:

@@ -64,7 +64,8 @@ class Proposer:
 
     def disagreeing(self, particles: Particles) -> list[Passage]:
         """Passages of the corpus about which pairs of believed rules differ."""
-        facts, found = self.fragments.facts, []
+        facts = self.fragments.facts
+        found: list[int] = []
         size = len(particles.rules)
         # Flatter than the posterior, so that rules far from the best are met too.
         weights = np.sqrt(particles.weights)

@@ -142,8 +142,9 @@ class PassiveStudent:
                 scores[place] = likely[errors] - unlike
         if not np.isfinite(scores).any():
             return np.full(len(choices), 1 / len(choices))
-        chosen: np.ndarray = np.exp(scores - scores.max())
-        return chosen / chosen.sum()
+        chosen = np.exp(scores - scores.max())
+        shares: np.ndarray = chosen / chosen.sum()
+        return shares
 
 
 def _readable(text: str) -> Hypothesis | None:
@@ -193,7 +194,7 @@ class RuleStudent(PassiveStudent):
         self.generator = np.random.default_rng(seed)
         self.proposer = Proposer(fragments, self.generator)
         self._gaps: Gaps | None = None
-        self._examples, self._surprises = 0, 0
+        self._examples, self._surprises = 0, 0.0
 
     def ask(self, budget: int) -> list[Query]:
         """See ``Student``."""

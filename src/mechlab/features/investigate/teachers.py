@@ -71,9 +71,20 @@ class Answer:
 class Teacher(Protocol):
     """Answers queries and counts them."""
 
-    vocabulary: Vocabulary
-    tools: tuple[str, ...]
-    asked: int
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What tokens say."""
+        ...
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """What can be asked."""
+        ...
+
+    @property
+    def asked(self) -> int:
+        """What the queries so far cost."""
+        ...
 
     def ask(self, queries: Sequence[Query]) -> list[Answer]:
         """Answers in order. MechlabError for a tool it lacks or a text it cannot read."""
@@ -120,7 +131,7 @@ class RuleTeacher:
         matcher: of ``fragments.text``, where there is one already.
     """
 
-    tools = PLAIN_TOOLS
+    tools: tuple[str, ...] = PLAIN_TOOLS
 
     def __init__(
         self, rule: Rule, fragments: Fragments, *, seed: int = 0, matcher: Matcher | None = None
@@ -132,7 +143,9 @@ class RuleTeacher:
 
     def ask(self, queries: Sequence[Query]) -> list[Answer]:
         """See ``Teacher``."""
-        return answered(self, self._corpus, queries)
+        answers = answered(self, self._corpus, queries)
+        self.asked += sum(query.cost for query in queries)
+        return answers
 
     def activations(self, passages: Sequence[Passage]) -> list[Float[np.ndarray, "_"]]:
         """See ``Teacher``."""
@@ -142,7 +155,7 @@ class RuleTeacher:
 
 
 def answered(teacher: Teacher, corpus: Corpus, queries: Sequence[Query]) -> list[Answer]:
-    """Answers to queries of the plain tools; the queries are counted."""
+    """Answers to queries of the plain tools; whoever asks counts them."""
     filled: list[Query] = []
     for query in queries:
         if query.tool not in PLAIN_TOOLS:
@@ -154,7 +167,6 @@ def answered(teacher: Teacher, corpus: Corpus, queries: Sequence[Query]) -> list
             check_passage(query.other, teacher.vocabulary)
     passages = [each for query in filled for each in (query.passage, query.other) if each]
     values = iter(teacher.activations(passages) if passages else [])
-    teacher.asked += sum(query.cost for query in filled)
     return [
         Answer(query, next(values), next(values)) if query.other else Answer(query, next(values))
         for query in filled
