@@ -54,7 +54,8 @@ from mechlab.scores import Score, mean, score, wilson
 
 TOKENS, HELD_OUT = 1_000_000, 250_000
 RECOVERED = 0.99
-_SURPRISAL_FEATURES = 48
+# Tokens of an explanation that the bundled model can read before a window.
+_LONGEST = 90
 
 Table = dict[str, Any]
 
@@ -183,9 +184,10 @@ def _offline(world: World, seed: int) -> dict[str, Callable[[Explanations], Scor
 
     subject = load_model("fable")
 
-    def some(said: Explanations) -> Explanations:
-        step = max(len(said) // _SURPRISAL_FEATURES, 1)
-        return Explanations(said.items[::step], said.documents, said.n_features)
+    def short(said: Explanations) -> Explanations:
+        """Those that fit into the reader's context."""
+        fits = [each for each in said.items if len(subject.tokens(each.text)) <= _LONGEST]
+        return Explanations(tuple(fits), said.documents, said.n_features)
 
     return {
         "rules": lambda said: score_features(
@@ -198,8 +200,8 @@ def _offline(world: World, seed: int) -> dict[str, Callable[[Explanations], Scor
             held, said, ("detection",), EmbeddingJudge(character_embedder(), ""), seed=seed
         ),
         "surprisal": lambda said: score_features(
-            held, some(said), ("detection",), SurprisalJudge(subject, template="{explanation}\n"),
-            samples=20, width=24, seed=seed,
+            held, short(said), ("detection",), SurprisalJudge(subject, template="{explanation}\n"),
+            samples=10, width=24, seed=seed,
         ),
     }  # fmt: skip
 
@@ -307,9 +309,7 @@ def _neurons(seed: int) -> Table:
     """Text → number: share of words of a list, with noise; which of three texts responds most?"""
     text, _ = fable_text(20_000)
     bounds = text.bounds
-    passages = [
-        text.vocabulary.string(text.tokens[a:b]) for a, b in itertools.pairwise(bounds)
-    ]
+    passages = [text.vocabulary.string(text.tokens[a:b]) for a, b in itertools.pairwise(bounds)]
     right, blind = [], []
     generator = np.random.default_rng(seed)
     found = {}
@@ -319,7 +319,8 @@ def _neurons(seed: int) -> Table:
             explained = explain_ngrams(module, passages, seed=seed)
             rule = explained.explanation.rule
             assert rule is not None
-            hits = _choices(module, rule, text, generator)
+            # As of numbers: what is explained is the function without its noise.
+            hits = _choices(_module(frozenset(listed), 0.0, seed), rule, text, generator)
             right += hits
             blind += [bool(generator.integers(3) == 0) for _ in hits]
             found[f"{name}, {corruption}"] = {

@@ -1,8 +1,9 @@
 """Ground truth: dictionaries against planted features and Fable's concepts; circuits against known ones.
 
-Part "circuits" is ``mechlab.bench.circuit_truth``, a table for each model, and ``circuit_ioi``, the table
-"fable-ioi". Part "sae" is here, every architecture in three tables, each with the same figures for
-random directions beside it:
+Part "features" is ``mechlab.bench.feature_tables``. Part "circuits" is ``mechlab.bench.circuit_truth``, a
+table for each model, and ``circuit_ioi``, the table "fable-ioi". Part "sae" is here, every architecture in
+three tables, each with the same figures for random directions beside it:
+
 
 * toy: independent features in superposition, as many latents as features. A dictionary that is any
   good finds them all (mean max cosine similarity near 1).
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from mechlab.bench.circuit_ioi import ioi_circuits, ioi_goals
 from mechlab.bench.circuit_truth import MODELS, against_truth, truth_goals
+from mechlab.bench.feature_tables import feature_goals, feature_tables
 from mechlab.bench.measure import Progress
 from mechlab.data.synthetic import Planted, Recipe, plant, synthsaebench
 from mechlab.errors import MechlabError, near
@@ -177,17 +180,25 @@ def run_truth(
     tables_wanted: tuple[str, ...] = (),
     seed: int = 0,
     device: str = "cpu",
+    model: Path | None = None,
+    data: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """The tables of a part, all of them when none is named; MechlabError for an unknown part or table."""
+    """The tables of a part, all of them when none is named; MechlabError for an unknown part or table.
+
+    Args:
+        model, data: features: a model and a corpus for the table "stories".
+    """
     if part not in PARTS:
         raise MechlabError("unknown part", part, near(part, PARTS))
     makers = PARTS[part](seed, device, progress)
+    if part == FEATURES:
+        makers = feature_tables(seed, progress, model=model, data=data)
     for name in tables_wanted:
         if name not in makers:
             raise MechlabError("unknown table", name, near(name, makers))
     found = {name: makers[name]() for name in tables_wanted or makers}
-    goals = (_goals if part == "sae" else _circuit_goals)(found)
+    goals = {"sae": _goals, "circuits": _circuit_goals, FEATURES: feature_goals}[part](found)
     return {**found, "goals": goals, "met": all(each["met"] for each in goals)}
 
 
@@ -222,7 +233,16 @@ def _circuit_tables(seed: int, device: str, progress: Progress | None) -> Makers
     }
 
 
-PARTS = {"sae": _sae_tables, "circuits": _circuit_tables}
+def _feature_tables(seed: int, device: str, progress: Progress | None) -> Makers:
+    return feature_tables(seed, progress)
+
+
+FEATURES = "features"
+PARTS: dict[str, Callable[[int, str, Progress | None], Makers]] = {
+    "sae": _sae_tables,
+    "circuits": _circuit_tables,
+    FEATURES: _feature_tables,
+}
 
 
 def _circuit_goals(found: dict[str, Any]) -> list[dict[str, Any]]:

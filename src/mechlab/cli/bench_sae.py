@@ -60,15 +60,21 @@ class TruthConfig(Settings):
     sae: every architecture against planted features and Fable's concepts, in the tables toy,
     synthsaebench and fable. circuits: every method of circuit discovery against circuits that are known,
     in a table for each model (reverse, proportion, induction, sort, gates, imposed), and fable-ioi, a
-    circuit of the bundled model judged on prompts it was not found on. Exit 1 when a goal is missed.
+    circuit of the bundled model judged on prompts it was not found on. features: explainers and scorers
+    against planted rules (planted, scorers), black boxes (functions), Fable's concepts (concepts), asking
+    against being shown (investigate), and a dictionary of --model (stories). Exit 1 when a goal is missed.
 
     Example: mechlab bench truth --part circuits --json
     """
 
     part: str = "sae"
-    """What to measure: sae or circuits."""
+    """What to measure: sae, circuits or features."""
     tables: str = ""
     """Which tables, with commas between; all of the part when empty."""
+    model: Path | None = None
+    """features: a model in Hugging Face layout for the table stories."""
+    data: Path | None = None
+    """features: its corpus."""
     seed: int = 0
     """Decides planted features, weights, rows and prompts."""
     device: str = "auto"
@@ -267,8 +273,13 @@ def truth(words: list[str], program: str) -> Outcome:
     with Reporter() as progress:
         payload = run_truth(
             part=config.part, tables_wanted=wanted, seed=config.seed,
-            device=str(resolve_device(config.device)), progress=progress,
+            device=str(resolve_device(config.device)), model=config.model, data=config.data,
+            progress=progress,
         )  # fmt: skip
+    if config.part == "features":
+        from mechlab.cli.bench_feature_truth import truth_text as feature_text
+
+        return Outcome(payload, feature_text(payload), 0 if payload["met"] else 1)
     if config.part == "circuits":
         from mechlab.cli.bench_circuits import truth_text
 
