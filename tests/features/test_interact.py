@@ -46,7 +46,9 @@ def test_the_whole_protocol(tmp_path: Path) -> None:
     assert at["dynamic"][0] == 0 < at["dynamic"][1] < at["dynamic"][3]
     assert at["weak teacher"][3] < at["dynamic"][3]
     assert at["lesson"][0] == at["dynamic + lesson"][0] < at["dynamic + lesson"][3]
-    assert [len(quiz) for quiz in found.quizzes] == [9, 9]
+    for quiz in found.quizzes:
+        assert 5 <= len(quiz) <= 9
+        assert len({question.text for question in quiz}) == len(quiz)
     assert found.failed == {}
     # Dialogues at temperature 1, quizzes at 0, and the student never sees the document.
     for body in bodies:

@@ -188,7 +188,10 @@ class _Play:
             for place, value in zip(write, self.parsed("quiz writing", requests), strict=True):
                 fresh[place] = [] if value is None else prompts.questions(value)
             # Before the filter, so that the quiz is sat as it was filtered.
-            fresh = {place: [_turned(q, n) for n, q in enumerate(made)] for place, made in fresh.items()}
+            fresh = {
+                place: [_turned(q, n) for n, q in enumerate(made) if q.text not in seen[place]]
+                for place, made in fresh.items()
+            }
             asked = [place for place in wanting if fresh[place]]
             results = self.sat(self.student, [(documents[p], "", fresh[p]) for p in asked])
             for place, right in zip(asked, results, strict=True):

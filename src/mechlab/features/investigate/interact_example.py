@@ -74,6 +74,8 @@ def _mixed(facts: list[tuple[str, str, str]], key: str) -> list[tuple[str, str, 
 
 def _quiz(user: str) -> str:
     facts = _FACT.findall(user)
+    asked = user.partition("Do not ask again:")[2]
+    facts.sort(key=lambda fact: f"the {fact[0]} of {fact[1]}?" in asked)
     questions = []
     for number, (what, name, value) in enumerate(facts[: 3 * len(DIFFICULTIES)]):
         others = [other for _, _, other in facts if other != value]
