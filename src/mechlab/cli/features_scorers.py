@@ -12,13 +12,14 @@ import numpy as np
 from mechlab.cli.features_inputs import direction, opened, promoted_words, read_concepts, subject_name
 from mechlab.cli.features_judges import audit, judge_of
 from mechlab.cli.progress import Reporter
-from mechlab.errors import MechlabError
+from mechlab.errors import MechlabError, near
 
 if TYPE_CHECKING:
     from mechlab.cli.features_score import ScoreConfig
     from mechlab.features.explanations import Explanation, Explanations
     from mechlab.features.index import FeatureIndex
     from mechlab.features.llm.job import LlmJob
+    from mechlab.features.scoring.intervention import Plausibility
     from mechlab.features.scoring.scorecard import Scorecard
     from mechlab.features.scoring.synthetic import Activate
     from mechlab.models.subject import Subject
@@ -165,7 +166,7 @@ class Scoring:
         return Scorecard(tuple(scored), tuple(unscored), self._config.seed)
 
     def _intervention(self) -> Scorecard:
-        from mechlab.features.scoring.intervention import Plausibility, reader
+        from mechlab.features.scoring.intervention import reader
         from mechlab.features.scoring.interventions import prompts_of, score_interventions
         from mechlab.features.scoring.llm_reader import llm_reader
         from mechlab.models.subject import load_model
@@ -178,21 +179,24 @@ class Scoring:
             )
         plausibility: Plausibility | None = None
         if self._job is not None:
-            plausibility = llm_reader(self._job)
+            plausibility = _fatal(llm_reader(self._job))
         elif config.judge == "surprisal":
             plausibility = reader(load_model(subject_name(config.subject, index)))
         generator = np.random.default_rng(config.seed)
-        return score_interventions(
-            subject,
-            dictionary.outputs[0],
-            {each.feature: direction(dictionary, each.feature) for each in self._explanations.items},
-            self._explanations,
-            prompts_of(subject, index.text, _PROMPTS, _PROMPT_TOKENS, generator),
-            plausibility=plausibility,
-            promoted=promoted_words(dictionary, subject, index),
-            seed=config.seed,
-            progress=self._progress("steer"),
-        )
+        try:
+            return score_interventions(
+                subject,
+                dictionary.outputs[0],
+                {each.feature: direction(dictionary, each.feature) for each in self._explanations.items},
+                self._explanations,
+                prompts_of(subject, index.text, _PROMPTS, _PROMPT_TOKENS, generator),
+                plausibility=plausibility,
+                promoted=promoted_words(dictionary, subject, index),
+                seed=config.seed,
+                progress=self._progress("steer"),
+            )
+        except _Stop as stop:
+            raise stop.error from None
 
     def _rewriting(self, card: Scorecard) -> dict[str, Any]:
         """Best explained features first; by activation mass where there is no detection score."""
@@ -232,9 +236,26 @@ class Scoring:
         return found.to_dict()
 
 
+class _Stop(Exception):
+    def __init__(self, error: MechlabError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _fatal(plausibility: Plausibility) -> Plausibility:
+    """What stops a language model (no server, a wrong key) stops everything, not one feature."""
+
+    def told(passages: list[str], explanation: str) -> Any:
+        try:
+            return plausibility(passages, explanation)
+        except MechlabError as error:
+            raise _Stop(error) from None
+
+    return told
+
+
 def wanted_scorers(names: str, dictionary: Path | None) -> tuple[str, ...]:
     """Scorers by name. MechlabError for an unknown one, or without the dictionary that it needs."""
-    from mechlab.errors import near
     from mechlab.features.scoring.score import SCORERS
 
     known = (*SCORERS, SIMULATION, *NEED_DICTIONARY)

@@ -57,10 +57,6 @@ def open_job(
         raise MechlabError("one price is missing", config.llm, "pass --price-in and --price-out")
     elif config.budget is not None:
         raise MechlabError("budget without prices", config.budget, "pass --price-in and --price-out")
-    for name in ("budget", "price_in", "price_out"):
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < float("inf"):
-            raise MechlabError(f"{name.replace('_', ' ')} is no amount of dollars", value, "0 or more")
 
     def report(done: int, total: int, dollars: float | None) -> None:
         progress(stage, done, total, {} if dollars is None else {"dollars": dollars})
@@ -125,7 +121,7 @@ def spending(job: LlmJob) -> dict[str, int | float | None]:
     }
 
 
-def spent_line(money: Mapping[str, float | None], cache: Path) -> str:
+def spent_line(money: Mapping[str, int | float | None], cache: Path) -> str:
     """The same for people."""
     dollars = money["dollars"]
     cost = "price not given" if dollars is None else f"${dollars:.4f}"

@@ -64,7 +64,9 @@ def score_interventions(
         except MechlabError as error:
             unscored += [Unscored(feature, each.explainer, "intervention", str(error)) for each in said]
             said = ()
-        for each in said if plausibility is not None else ():
+        for each in said:
+            if plausibility is None:
+                break
             try:
                 found.append((each.explainer, intervention_score(each, steered, plausibility, seed=seed)))
             except MechlabError as error:  # an explanation too long for the scorer model, say
