@@ -24,7 +24,7 @@ from mechlab.features.index import FeatureIndex
 from mechlab.features.neighbours import co_occurring
 from mechlab.features.ngrams import explain_ngrams
 from mechlab.features.planted.corpora import fable_text
-from mechlab.features.planted.features import NOISE, Planted, agreement, plant, plant_rules
+from mechlab.features.planted.features import KINDS, NOISE, Planted, agreement, plant, plant_rules
 from mechlab.features.planted.functions import (
     SOLVED,
     exact_match,
@@ -86,11 +86,19 @@ class World:
 
 
 def make_world(
-    *, tokens: int = TOKENS, held_out: int = HELD_OUT, per_kind: int = 8, dropped: float = 0.0, seed: int = 0
+    *,
+    tokens: int = TOKENS,
+    held_out: int = HELD_OUT,
+    per_kind: int = 8,
+    noise: int = 24,
+    dropped: float = 0.0,
+    seed: int = 0,
 ) -> World:
-    """Plant ``per_kind`` features of every kind in Fable."""
+    """Plant ``per_kind`` features of every kind in Fable, and some that are noise."""
     text, _ = fable_text(tokens + held_out)
-    planted = plant_rules(text, per_kind=per_kind, seed=seed)
+    kinds = [kind for kind in KINDS if kind != NOISE]
+    planted = plant_rules(text, per_kind=per_kind, kinds=kinds, seed=seed)
+    planted += (Planted(NOISE, None, None),) * noise
     index = plant(text, planted, dropped=dropped, seed=seed)
     boundary = int(text.document[min(tokens, len(text) - 1)])
     early = text.document < boundary
@@ -366,6 +374,3 @@ def _share(name: str, hits: Sequence[bool], control: Sequence[bool], *, chance: 
     low, high = wilson(int(sum(hits)), len(hits))
     null = Score(name, float(np.mean(control)), *wilson(int(sum(control)), len(control)), len(control))
     return Score(name, float(np.mean(hits)), low, high, len(hits), null, chance).to_dict()
-
-
-__all__ = ["NOISE", "World", "functions", "make_world", "recovery", "scorers"]
