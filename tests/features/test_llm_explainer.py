@@ -114,7 +114,23 @@ def test_parts_of_a_character_are_shown_together(tmp_path: Path) -> None:
 def test_line_breaks_and_marks_of_the_text_itself(tmp_path: Path) -> None:
     vocabulary = Vocabulary((" if", " <<", "\n", " x"))
     text = text_of([[0, 3, 1, 2, 3]], vocabulary)
-    assert window(text, 0, 5, np.array([False, True, False, False, True])) == " if <<x>> «⏎ <<x>>"
+    assert window(text, 0, 5, np.array([False, True, False, False, True])) == " if <<x>> ‹‹⏎ <<x>>"
+
+
+def test_no_text_can_forge_a_mark() -> None:
+    vocabulary = Vocabulary(("<", ">", " x", "<y>", "\n", "<<<", " "))
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        tokens = generator.integers(0, len(vocabulary), 8)
+        marks = generator.random(8) < 0.3
+        shown = window(text_of([tokens.tolist()], vocabulary), 0, 8, marks)
+        assert (shown.count("<<"), shown.count(">>")) == (marks.sum(), marks.sum())
+        assert "<<<" not in shown.replace(">><<", "")
+        assert "\n" not in shown
+        bare = shown.replace("<<", "").replace(">>", "").replace("‹", "<").replace("›", ">")
+        assert bare == "".join(vocabulary[each] for each in tokens.tolist()).replace("\n", "⏎")
+    text = text_of([[2, 0, 2, 1]], vocabulary)
+    assert window(text, 0, 4) == " x< x>"  # a single one stays what it is
 
 
 def test_contrastive_shows_contexts_without_the_feature(tmp_path: Path) -> None:

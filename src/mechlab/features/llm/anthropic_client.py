@@ -7,7 +7,16 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from mechlab.errors import MechlabError
-from mechlab.features.llm.client import CallFailed, Reply, Request, call_failed, library, refused_field
+from mechlab.features.llm.client import (
+    CallFailed,
+    Reply,
+    Request,
+    call_failed,
+    counted,
+    encodable,
+    library,
+    refused_field,
+)
 
 if TYPE_CHECKING:
     import anthropic
@@ -49,7 +58,7 @@ class AnthropicClient:
         while True:
             fields = _fields(request, self._left_out)
             try:
-                return await self._send(fields)
+                return await self._send(fields, request)
             except CallFailed as failed:
                 field = refused_field(failed, {*fields, *fields["extra_body"]})
                 if field is None:
@@ -62,7 +71,7 @@ class AnthropicClient:
         if connection is not None:
             await connection.close()
 
-    async def _send(self, fields: dict[str, Any]) -> Reply:
+    async def _send(self, fields: dict[str, Any], request: Request) -> Reply:
         import anthropic
 
         if self._connection is None:
@@ -74,8 +83,8 @@ class AnthropicClient:
         except (anthropic.AnthropicError, ValueError) as error:  # ValueError: a body that is not JSON
             raise call_failed(error) from error
         try:
-            return _reply(told)
-        except (AttributeError, TypeError, LookupError) as error:  # JSON, but no message
+            return _reply(told, request)
+        except (AttributeError, TypeError, ValueError, LookupError) as error:  # JSON, but no message
             raise call_failed(error) from error
 
 
@@ -100,10 +109,12 @@ def _fields(request: Request, left_out: set[str]) -> dict[str, Any]:
     return fields
 
 
-def _reply(told: Any) -> Reply:
+def _reply(told: Any, request: Request) -> Reply:
     used = [json.dumps(block.input, ensure_ascii=False) for block in told.content if block.type == "tool_use"]
     said = [block.text for block in told.content if block.type == "text"]
     stop = {"refusal": "refused", "max_tokens": "length"}.get(told.stop_reason, "stop")
-    read = [told.usage.input_tokens]
-    read += [getattr(told.usage, f"cache_{kind}_input_tokens", None) or 0 for kind in ("creation", "read")]
-    return Reply("".join(used or said), sum(read), told.usage.output_tokens, stop=stop)
+    text = encodable("".join(used or said))
+    read = counted(told.usage.input_tokens, "".join(each.content for each in request.messages))
+    for kind in ("creation", "read"):
+        read += counted(getattr(told.usage, f"cache_{kind}_input_tokens", None), "")
+    return Reply(text, read, counted(told.usage.output_tokens, text), stop=stop)

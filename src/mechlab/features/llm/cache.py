@@ -65,8 +65,11 @@ class ResponseCache:
     def get(self, key: str) -> Reply | None:
         """The answer kept under a key."""
         with self._errors():
-            found = self.connection.execute("SELECT reply FROM answers WHERE key = ?", (key,)).fetchone()
-        return None if found is None else Reply.from_dict(json.loads(found[0]))
+            try:
+                found = self.connection.execute("SELECT reply FROM answers WHERE key = ?", (key,)).fetchone()
+                return None if found is None else Reply.from_dict(json.loads(found[0]))
+            except (ValueError, TypeError, LookupError) as error:
+                raise sqlite3.DatabaseError(f"an answer in it is damaged: {error}") from error
 
     def put(self, key: str, request: Request, reply: Reply) -> None:
         """Keep an answer; one that is there already stays."""
@@ -81,10 +84,11 @@ class ResponseCache:
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self.connection
+                self.connection.execute("COMMIT")
             except BaseException:
-                self.connection.execute("ROLLBACK")
+                if self.connection.in_transaction:  # a full disk has ended it already
+                    self.connection.execute("ROLLBACK")
                 raise
-            self.connection.execute("COMMIT")
 
     def close(self) -> None:
         """Close the file."""
@@ -94,6 +98,6 @@ class ResponseCache:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeError) as error:  # UnicodeError: damage where a name stood
             remedy = f"{error}; name another file, or free it"
             raise MechlabError("cache of answers cannot be used", self.path, remedy) from error

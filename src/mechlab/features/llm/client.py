@@ -13,10 +13,13 @@ from mechlab.files import fingerprint
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat. Halves of a character, which no message can hold, are written out as "\\ud83d"."""
 
     role: Literal["system", "user", "assistant"]
     content: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "content", encodable(self.content))
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,19 @@ class CallFailed(Exception):
         super().__init__(message)
         self.kind, self.message, self.retry, self.billed = kind, message, retry, billed
         self.after, self.remedy, self.unreachable = after, remedy, unreachable
+
+
+def encodable(text: object) -> str:
+    """A text as it can be sent and kept. TypeError for what is no text."""
+    if not isinstance(text, str):
+        raise TypeError(f"{type(text).__name__} where a text belongs")
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def counted(told: object, text: str) -> int:
+    """Tokens, as a server counted them; of one that does not, as many as there are bytes: never too few."""
+    known = isinstance(told, int) and not isinstance(told, bool) and 0 <= told < 2**40
+    return int(told) if known else len(text.encode())  # type: ignore[call-overload]
 
 
 @runtime_checkable

@@ -54,7 +54,8 @@ class LlmJob:
             break the budget.
         concurrency: requests under way at once, over everything that is asked.
         attempts: how often one request is sent at most, when the server is busy, fails or is silent.
-        wait: seconds before the second sending; then doubled every time. Retry-After goes first.
+        wait: seconds before the second sending; then doubled every time. Retry-After goes first, up
+            to five minutes.
         again: how often more is asked after an answer of the wrong form, while the budget allows.
         dry_run: send nothing. What is not in the cache comes back as a failure ("budget"), and
             ``planned`` says what it would have cost: of everything that uses the job.
@@ -135,7 +136,8 @@ class LlmJob:
 
         On Ctrl-C nothing more is sent; answers on their way are waited for (ten seconds at most) and kept.
 
-        Raises MechlabError when no server is there, or when it would refuse every request (key, model).
+        Raises MechlabError when no server is there, when it would refuse every request (key, model),
+        or when it asks to wait for more than five minutes.
         """
         try:
             asyncio.get_running_loop()

@@ -19,6 +19,8 @@ from mechlab.features.llm.cache import ResponseCache
 from mechlab.features.llm.client import Reply, Request
 
 _BYTES_PER_TOKEN = 4
+# In 1e-9 dollars it still fits into the ledger's whole numbers.
+_LARGEST = 1e9
 _PER_MESSAGE, _PER_SCHEMA = 16, 600
 _TOTAL = (
     "SELECT (SELECT COALESCE(SUM(nanodollars), 0) FROM paid)"
@@ -28,10 +30,15 @@ _TOTAL = (
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars per million tokens read and written."""
+    """Dollars per million tokens read and written. MechlabError unless both are 0 or more."""
 
     input: float
     output: float
+
+    def __post_init__(self) -> None:
+        for dollars in (self.input, self.output):
+            if not 0 <= dollars < math.inf:
+                raise MechlabError("price is not an amount of dollars", dollars, "give 0 or more")
 
     def nanodollars(self, read: int, written: int) -> int:
         """Price of so many tokens in 1e-9 dollars, rounded up: whole numbers add up exactly."""
@@ -93,8 +100,8 @@ class Ledger:
     def __init__(
         self, cache: ResponseCache, *, budget: float | None = None, prices: Mapping[str, Price] | None = None
     ) -> None:
-        if budget is not None and not budget >= 0:
-            raise MechlabError("budget is not an amount of dollars", budget, "give 0 or more")
+        if budget is not None and not 0 <= budget <= _LARGEST:
+            raise MechlabError("budget is not an amount of dollars", budget, "give 0 or more; None: no limit")
         self._cache, self._prices = cache, dict(prices or {})
         self._budget = None if budget is None else math.floor(budget * 1e9)
 

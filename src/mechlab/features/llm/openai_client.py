@@ -13,6 +13,8 @@ from mechlab.features.llm.client import (
     Request,
     TokenOdds,
     call_failed,
+    counted,
+    encodable,
     library,
     refused_field,
 )
@@ -86,7 +88,7 @@ class OpenAIClient:
             raise call_failed(error) from error
         try:
             return _reply(told, request)
-        except (AttributeError, TypeError, LookupError) as error:  # JSON, but no completion
+        except (AttributeError, TypeError, ValueError, LookupError) as error:  # JSON, but no completion
             raise call_failed(error) from error
 
     def _fields(self, request: Request) -> dict[str, Any]:
@@ -116,16 +118,19 @@ def _reply(told: Any, request: Request) -> Reply:
     odds = None
     if choice.logprobs is not None and choice.logprobs.content is not None:
         odds = tuple(
-            TokenOdds(each.token, each.logprob, tuple((top.token, top.logprob) for top in each.top_logprobs))
+            TokenOdds(
+                encodable(each.token),
+                float(each.logprob),
+                tuple((encodable(top.token), float(top.logprob)) for top in each.top_logprobs),
+            )
             for each in choice.logprobs.content
         )
-    text = refusal or choice.message.content or ""
-    # A server that does not count: as many tokens as there are bytes, which is never too few.
-    read = sum(len(each.content.encode()) for each in request.messages)
+    text = encodable(refusal or choice.message.content or "")
+    read = "".join(each.content for each in request.messages)
     return Reply(
         text=text,
-        input_tokens=read if told.usage is None else told.usage.prompt_tokens,
-        output_tokens=len(text.encode()) if told.usage is None else told.usage.completion_tokens,
+        input_tokens=counted(getattr(told.usage, "prompt_tokens", None), read),
+        output_tokens=counted(getattr(told.usage, "completion_tokens", None), text),
         logprobs=odds,
         stop="refused" if refused else "length" if choice.finish_reason == "length" else "stop",
     )

@@ -62,7 +62,7 @@ STRING = {"type": "string"}
 
 
 def parse(text: str, schema: Mapping[str, Any]) -> Any:
-    """The first JSON object in a text, checked against a schema.
+    """The first JSON object in a text (``spotted``), checked against a schema.
 
     The schema may use type, properties, required, additionalProperties: false, items, minItems,
     maxItems, minimum, maximum and enum.
@@ -70,21 +70,38 @@ def parse(text: str, schema: Mapping[str, Any]) -> Any:
     Raises Malformed when there is none or it does not fit; nothing is guessed, cut or filled in.
     Raises MechlabError for a schema that says anything else.
     """
-    decoder = json.JSONDecoder(parse_constant=_no_constant)
+    value, _, _ = spotted(text)
+    _check(value, schema, "answer")
+    return value
+
+
+def spotted(text: str) -> tuple[Any, int, int]:
+    """The first JSON object in a text, and where it begins and ends. Malformed when there is none."""
+    decoder = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_name_twice)
     at = text.find("{")
     while at >= 0:
         try:
-            value, _ = decoder.raw_decode(text, at)
+            value, end = decoder.raw_decode(text, at)
+        except Malformed:
+            raise
+        except RecursionError:
+            raise Malformed("the answer is nested too deeply") from None
         except ValueError:
             at = text.find("{", at + 1)
             continue
-        _check(value, schema, "answer")
-        return value
+        return value, at, end
     raise Malformed("there is no JSON object in the answer", declined=_DECLINED.match(text) is not None)
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise Malformed("the answer says something twice")
+    return found
 
 
 def _check(value: Any, schema: Mapping[str, Any], where: str) -> None:

@@ -15,7 +15,10 @@ from mechlab.features.llm.ledger import Ledger
 from mechlab.features.llm.schema import Malformed, parse
 
 LONGEST_WAIT = 30.0
-"""Seconds: the ceiling of the exponential back-off. A server may ask for more, up to ten times this."""
+"""Seconds: the ceiling of the exponential back-off."""
+PATIENCE = 300.0
+"""Seconds that a server may ask to wait. For one that asks for more the job ends: asking sooner would
+be in vain, and what is kept makes it cheap to come back."""
 GRACE = 10.0
 """Seconds that an interrupted batch waits for answers that are on their way, as they are paid for."""
 
@@ -24,7 +27,7 @@ GRACE = 10.0
 class Batch:
     """Requests in flight, in one event loop.
 
-    Phases of a request: its answer is looked up; one of the slots is taken; the budget is asked;
+    Phases of a request: one of the slots is taken; its answer is looked up; the budget is asked;
     it is sent, again after a pause while that may help; the answer is kept, then checked.
 
     Args:
@@ -86,11 +89,10 @@ class Batch:
         return await asyncio.shield(self._asked[key])
 
     async def _find(self, request: Request, key: str) -> Reply | Failure:
-        reply = self.cache.get(key)
-        if reply is not None:
-            return checked(request, reply)
+        # Looked up as late as can be: another process may have asked in the meantime.
         async with self._slots:
-            return await self._send(request, key)
+            reply = self.cache.get(key)
+            return await self._send(request, key) if reply is None else checked(request, reply)
 
     async def _send(self, request: Request, key: str) -> Reply | Failure:
         attempt, failed = 0, CallFailed("http", "never sent", retry=True)
@@ -109,6 +111,9 @@ class Batch:
             else:
                 self._reached = True
                 return checked(request, reply, attempt)
+            if failed.after is not None and failed.after > PATIENCE:
+                why = f"{failed.message} (asks to wait {failed.after:.0f} s)"
+                raise MechlabError("language model has no time", why, "run again then: answers are kept")
             if failed.remedy is not None:
                 raise MechlabError("language model refuses every request", failed.message, failed.remedy)
         if not self._reached:
@@ -146,7 +151,7 @@ class Batch:
         """Seconds: what the server asked for, else exponential; both spread out, so that crowds disperse."""
         spread = random.Random(f"{key}{attempt}").random()
         if asked is not None:
-            return min(asked, 10 * LONGEST_WAIT) * (1 + 0.1 * spread)
+            return asked * (1 + 0.1 * spread)
         return min(LONGEST_WAIT, self.wait * 2.0 ** (attempt - 1)) * (0.75 + 0.5 * spread)
 
 
