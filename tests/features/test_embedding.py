@@ -96,6 +96,22 @@ def test_examples_of_a_topic_hang_together(embed: Embed) -> None:
     assert np.mean(margins) == pytest.approx(0.5, abs=0.08)
 
 
+def test_intervals_of_example_embeddings_hold_chance() -> None:
+    """Windows of both classes are of one kind: 95 % intervals must hold 0, and 1/2."""
+    text, items = english()
+    items = items.take(np.arange(20))
+    items = replace(items, label=np.arange(20) < 10)
+    generator = np.random.default_rng(0)
+    held = np.zeros(3)
+    for _ in range(100):
+        cloud = generator.normal(size=(len(items), 4)) + np.array([1.0, 0.0, 0.0, 0.0])
+        found = example_embedding(text, items, lambda texts, cloud=cloud: cloud)
+        for place, each in enumerate((found.delta_active, found.delta_inactive, found.margin)):
+            assert each.chance is not None
+            held[place] += each.low <= each.chance <= each.high
+    assert (held >= 90).all(), held
+
+
 def test_deltas_equal_their_definition() -> None:
     text, items = english()
     embed = character_embedder()

@@ -199,3 +199,15 @@ def test_a_model_simulates_all_tokens_in_one_forward(stories_model: Path) -> Non
         simulator(Explanation(0, "person", "dogs " * 600), text, starts, 4)
     with pytest.raises(MechlabError, match="no token for a level"):
         ModelSimulator(load_model("fable"))
+
+
+def test_the_correlation_of_what_is_seldom_active_holds_zero() -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(100):
+        one, other = (
+            (generator.random((30, 32)) < 0.05) * generator.exponential(size=(30, 32)) for _ in "ab"
+        )
+        found = simulation_scores(one, other, np.arange(30))["correlation"]
+        held += found.low <= 0 <= found.high
+    assert held >= 90

@@ -8,7 +8,9 @@ without explanations* (arXiv 2507.08473, example embeddings).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -19,7 +21,7 @@ from mechlab.features.scoring.embedders import Embed
 from mechlab.features.scoring.items import Items
 from mechlab.features.scoring.metrics import auroc
 from mechlab.features.text import Text
-from mechlab.scores import Score, mean, score
+from mechlab.scores import LEVEL, Score
 
 INSTRUCTION = "Instruct: Retrieve sentences that could be related to the explanation.\nQuery: "
 """What delphi puts before the explanation; models that are not trained on instructions take ""."""
@@ -78,8 +80,9 @@ class ExampleEmbedding:
 def example_embedding(text: Text, items: Items, embed: Embed, *, seed: int = 0) -> ExampleEmbedding:
     """The example-embedding score of a feature from the windows of a detection test.
 
-    The interval is over windows, which come from documents of their own. The null of the deltas has
-    the classes dealt out anew.
+    Deltas share the windows that they are taken against, so that they are no independent draws:
+    intervals are from the jackknife over windows of both classes, which come from documents of their
+    own (Arvesen 1969, *Jackknifing U-statistics*). The null of the deltas has the classes dealt out anew.
 
     Raises MechlabError when a class has fewer than two windows.
     """
@@ -92,15 +95,44 @@ def example_embedding(text: Text, items: Items, embed: Embed, *, seed: int = 0) 
         )
     vectors = _vectors(embed, window_strings(text, items))
     cosine = (vectors @ vectors.T).astype(np.float64)
-    delta = _deltas(cosine, label)
     dealt = np.random.default_rng(seed).permutation(label)
-    control = _deltas(cosine, dealt)
-    scores = [
-        _mean(name, delta[own], seed, _mean(f"{name}, classes dealt anew", control[other], seed, None))
-        for name, own, other in (("delta+", label, dealt), ("delta-", ~label, ~dealt))
+    own, control = _measured(cosine, label), _measured(cosine, dealt)
+    active, inactive = (
+        replace(each, null=replace(null, name=f"{each.name}, classes dealt anew"))
+        for each, null in zip(own[:2], control[:2], strict=True)
+    )
+    return ExampleEmbedding(active, inactive, own[2])
+
+
+def _measured(
+    cosine: Float[np.ndarray, "item item"], label: Bool[np.ndarray, "item"]
+) -> tuple[Score, Score, Score]:
+    """Both mean deltas and the margin; intervals from leaving out every window in turn."""
+
+    def values(kept: Bool[np.ndarray, "item"]) -> tuple[float, float, float]:
+        here = label[kept]
+        if min(here.sum(), (~here).sum()) < 2:
+            return math.nan, math.nan, math.nan
+        delta = _deltas(cosine[np.ix_(kept, kept)], here)
+        return float(delta[here].mean()), float(delta[~here].mean()), auroc("", delta, here, 0).value
+
+    n = len(label)
+    point = values(np.ones(n, bool))
+    without = np.array([values(np.arange(n) != item) for item in range(n)])
+    variance = np.zeros(3)
+    for members in (without[label], without[~label]):
+        variance += (len(members) - 1) / len(members) * ((members - members.mean(0)) ** 2).sum(0)
+    reach = (NormalDist().inv_cdf((1 + LEVEL) / 2) * np.sqrt(variance)).tolist()
+    found = [
+        Score(name, value, value - wide, value + wide, n, chance=0.0)
+        for name, value, wide in zip(("delta+", "delta-"), point, reach, strict=False)
     ]
-    margin = auroc("margin", delta, label, len(label))
-    return ExampleEmbedding(scores[0], scores[1], margin)
+    # Of independent answers, so that it does not collapse where every pair is in order.
+    least = auroc("margin", _deltas(cosine, label), label, n)
+    low, high = (min(least.low, point[2] - reach[2]), max(least.high, point[2] + reach[2]))
+    if math.isnan(reach[2]):
+        low, high = 0.0, 1.0
+    return found[0], found[1], replace(least, low=max(low, 0.0), high=min(high, 1.0))
 
 
 def _deltas(
@@ -112,11 +144,6 @@ def _deltas(
     to_inactive = others @ ~label / ((~label).sum() - ~label)
     delta: np.ndarray = to_active - to_inactive
     return delta
-
-
-def _mean(name: str, values: Float[np.ndarray, "item"], seed: int, null: Score | None) -> Score:
-    sums = np.stack([values, np.ones(len(values))], axis=1)
-    return score(name, sums, mean, seed=seed, null=null, chance=0.0)
 
 
 def _vectors(embed: Embed, texts: list[str]) -> Float[np.ndarray, "text d"]:

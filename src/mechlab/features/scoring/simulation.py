@@ -14,19 +14,23 @@ activations fitted on the windows of other documents than those that are scored.
 
 Source: Bills et al. (2023), *Language models can explain neurons in language models*; its code calls
 the uncentred variant "rsquared" and the correlation "ev_correlation_score". Interval: bootstrap over
-documents. Null: the same windows under another feature's predictions.
+documents; that of the correlation is no narrower than Fisher's (1921) for as many independent tokens:
+where hardly a token is active in both, resamples know of no other. Null: the same windows under
+another feature's predictions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mechlab.errors import MechlabError, near
-from mechlab.scores import Score, Statistic, ratio, score
+from mechlab.scores import LEVEL, Score, Statistic, ratio, score
 
 Calibrate = Callable[[Float[np.ndarray, "token"]], Float[np.ndarray, "token"]]
 
@@ -89,10 +93,22 @@ def simulation_scores(
     sums = np.zeros((int(unit.max(initial=-1)) + 1, len(moments)))
     np.add.at(sums, unit, np.stack([each.sum(1) for each in moments], axis=1))
     known = nulls or {}
-    return {
+    found = {
         name: score(name, sums, statistic, seed=seed, null=known.get(name), chance=_CHANCE.get(name))
         for name, statistic in STATISTICS.items()
     }
+    found["correlation"] = _no_narrower(found["correlation"], a.size)
+    return found
+
+
+def _no_narrower(correlation: Score, tokens: int) -> Score:
+    """With an interval that holds Fisher's."""
+    if tokens <= 3 or not abs(correlation.value) < 1 or math.isnan(correlation.low):
+        return correlation
+    centre = math.atanh(correlation.value)
+    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) / math.sqrt(tokens - 3)
+    low, high = math.tanh(centre - reach), math.tanh(centre + reach)
+    return replace(correlation, low=min(correlation.low, low), high=max(correlation.high, high))
 
 
 def linear_calibration(predicted: Float[np.ndarray, "token"], truth: Float[np.ndarray, "token"]) -> Calibrate:
