@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mechlab.activations.harvest import harvest
+from mechlab.activations.store import open_store
 from mechlab.cli.features_export import ranges
 from mechlab.cli.main import main
 from mechlab.data.corpus import open_corpus
@@ -140,16 +142,45 @@ def test_mistakes_are_one_line(made: Path, tmp_path: Path, capsys: pytest.Captur
     save_explanations(Explanations((), (), 3), tmp_path / "few", config={}, seed=0, inputs={})
     said = refused(index, "--explanations", tmp_path / "few", "--out", out)
     assert "explanations are of another index: 3 features, not 24" in said
+    save_explanations(Explanations((), (), 24), tmp_path / "few", config={}, seed=0,
+                      inputs={"features": "f" * 64}, overwrite=True)  # fmt: skip
+    assert "explanations are of other features" in refused(
+        index, "--explanations", tmp_path / "few", "--out", out
+    )
+    assert "pass --explanations" in refused(index, "--scores", made / "scores", "--out", out)
+    (tmp_path / "few").rename(tmp_path / "one")
+    save_scores(Scorecard((), ()), tmp_path / "few", config={}, seed=0, inputs={"explanations": "e" * 64})
+    said = refused(index, "--explanations", made / "explanations", "--scores", tmp_path / "few", "--out", out)
+    assert "scores are of other explanations" in said
+    shutil.rmtree(tmp_path / "one")
+    for name in ("--source-set", "--model"):
+        for path in ("..", "a/../..", "a\\b") if name == "--source-set" else ("..", "a/..", "/"):
+            assert "is no name of a folder" in refused(index, name, path, "--out", out)
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     assert "something is there already" in refused(index, "--out", out)
     assert (out / "mine.txt").read_text() == "mine"
+    # What is not made by an export is not replaced by one either.
+    assert "holds an artifact" in refused(index, "--out", index, "--overwrite")
+    assert "holds an artifact" in refused(index, "--out", made, "--overwrite")
     assert sorted(tmp_path.iterdir()) == [tmp_path / "few", out]
+
+
+def test_another_dictionary_of_the_same_size_is_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TopKConfig(site=SITE, d_sae=24, k=5, tokens=512, batch_size=256)
+    train_sae(open_store(made / "store"), tmp_path / "other", config)
+    assert run(made / "index", "--dictionary", tmp_path / "other", "--out", tmp_path / "out") == 2
+    assert "not the one that was indexed" in capsys.readouterr().err
 
 
 def test_ranges() -> None:
     assert ranges("3, 17,40-42,41") == [3, 17, 40, 41, 42]
     for wrong in ("", "1-", "-1", "5-3", "a", "1,,2"):
         with pytest.raises(MechlabError, match="cannot be read"):
+            ranges(wrong)
+    for wrong in ("0-9999999999", "3," + "9" * 5000):
+        with pytest.raises(MechlabError, match="too many features"):
             ranges(wrong)

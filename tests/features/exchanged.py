@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+import signal
+from collections.abc import Iterator
+
 import numpy as np
 
 from mechlab.features.index import FeatureIndex, index_of
@@ -39,6 +44,19 @@ def random_index(seed: int, passages: int = 12, features: int = 5, longest: int 
         strength = random.integers(1, 64, len(text)) / 8
         found[feature] = (active * strength).astype(np.float64)
     return index_of(text, found, site="blocks.2.hook_resid_post")
+
+
+@contextlib.contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond ``size`` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
 
 
 def same_index(left: FeatureIndex, right: FeatureIndex) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from jaxtyping import Float
 
 from features.scored_features import KINDS, features_of, random_text
 from mechlab.errors import MechlabError
+from mechlab.features.building import IndexWriter, load_index
 from mechlab.features.contexts import (
     Context,
     context_at,
@@ -166,6 +168,28 @@ def test_shown_joins_parts_of_a_character() -> None:
         ("🙂", 3.0, True),
         ("hi", 0.0, False),
     ]
+
+
+def test_a_dead_feature_of_an_index_on_disk_has_no_contexts(tmp_path: Path) -> None:
+    text = text_of([[0, 1, 2]], Vocabulary((" a", " b", " c")))
+    with IndexWriter(tmp_path, text.vocabulary, 2, {}, 0, {}) as writer:
+        columns = (text.tokens, text.context, text.position, text.document)
+        writer.add(*columns, np.array([[0.0], [2.0], [0.0]]), np.ones((3, 1), np.int64))
+        writer.finish()
+    index = load_index(tmp_path)
+    assert random_contexts(index, 0, 3, generator()) == []
+    assert importance_contexts(index, 0, 3, generator()) == []
+    assert near_miss_contexts(index, 1, [0], 3, generator()) == []
+    assert [each.row for each in near_miss_contexts(index, 0, [0, 1], 3, generator())] == [1]
+
+
+def test_activations_that_single_precision_loses_are_silence() -> None:
+    text = text_of([[0, 1]], Vocabulary((" a", " b")))
+    index = index_of(text, {0: np.array([1e-50, 1.0])})
+    assert [each.row for each in top_contexts(index, 0)] == [1]
+    index.value[0] = np.nan
+    with pytest.raises(MechlabError, match="entries of the index are damaged"):
+        top_contexts(index, 0)
 
 
 def test_bad_input_is_named() -> None:

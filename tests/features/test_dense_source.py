@@ -103,6 +103,12 @@ def test_what_is_refused(subject: Subject, source: ModelRows, tmp_path: Path) ->
         index_site("blocks.1.mlp.hook_pots", source, out)
     with pytest.raises(MechlabError, match=r"layers do not exist: \[2\]"):
         index_heads(subject, source, out, layers=[2])
+    with pytest.raises(MechlabError, match=r"layers do not exist: \[1, 1\]"):
+        index_heads(subject, source, out, layers=[1, 1])
+    with pytest.raises(MechlabError, match="patterns have no coordinates"):
+        index_site("blocks.0.attn.hook_pattern", source, out)
+    with pytest.raises(MechlabError, match="text comes from another model than the heads"):
+        index_heads(load_model(save_tiny_model(tmp_path / "other", "gpt2")), source, out)
     with pytest.raises(MechlabError, match="another size than"):
         index_vectors(torch.ones(2, 3), SITE, source, out)
     with pytest.raises(MechlabError, match="vectors and names differ in number"):

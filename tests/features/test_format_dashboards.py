@@ -191,6 +191,14 @@ def test_uploads_there_and_back(tmp_path: Path) -> None:
     assert len(found[3]["topLogits"]) == 20
 
 
+@pytest.mark.parametrize("text", ["🙂" * 300, "a" * 511 + "🙂", "🙂" * 256, "ab" + "🙂" * 255 + "c"])
+def test_long_texts_are_cut_as_the_server_counts(text: str) -> None:
+    said = Material(said={0: [Said(text, "rules")]})
+    [kept] = upload_feature(random_index(2), 0, said)["explanations"]
+    assert 510 <= len(kept["text"].encode("utf-16-le")) // 2 <= 512
+    assert kept["text"].removesuffix("…") == text[: len(kept["text"].removesuffix("…"))]
+
+
 def test_upload_groups_are_true_quantiles() -> None:
     passages = [[1, 2]] * 14
     values = np.zeros(28)

@@ -94,6 +94,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     text = text_of([[1]], VOCABULARY)
     with pytest.raises(MechlabError, match="beyond float16: 70000"):
         write_delphi(index_of(text, {0: np.array([7e4])}), tmp_path / "h")
+    with pytest.raises(MechlabError, match="index has no features"):
+        write_delphi(index_of(text, {}), tmp_path / "h")
     assert not (tmp_path / "h").exists()
     with pytest.raises(MechlabError, match="cannot be read"):
         read_delphi(tmp_path, VOCABULARY)

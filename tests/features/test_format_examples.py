@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exchanged import EMPTY, SMILE_IDS, VOCABULARY, random_index
+from exchanged import EMPTY, SMILE, SMILE_IDS, VOCABULARY, full_disk, random_index
 
 from mechlab.errors import MechlabError
 from mechlab.features.formats.examples import FeatureExamples, activation_histogram
+from mechlab.features.formats.export import FORMATS, export_features
 from mechlab.features.formats.folder import alive, chosen, new_folder, read_json
 from mechlab.features.index import FeatureIndex, index_of
 from mechlab.features.text import text_of
+from mechlab.features.vocabulary import Vocabulary
 
 
 def _of(passages: list[list[int]], activation: list[float]) -> FeatureIndex:
@@ -71,6 +73,20 @@ def test_bytes_that_are_no_character_are_escapes_and_empty_tokens_have_a_name() 
     assert example.values == (1.0, 0.0, 0.0, 2.0)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_every_character_is_found_whatever_stands_before_it(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    parts = [b"\xe2", b"\xff", b"\x80", b"A", b"\xe2\x80", b"\x99 \xe2", "🙂é".encode()[:5], *(
+        bytes([byte]) for byte in SMILE)]  # fmt: skip
+    vocabulary = Vocabulary(tuple(map(str, parts)), dict(enumerate(parts)))
+    for _ in range(100):
+        tokens = random.integers(len(parts), size=int(random.integers(1, 12)))
+        found = vocabulary.pieces(tokens)
+        assert [each.start for each in found] + [len(tokens)] == [0] + [each.stop for each in found]
+        said = "".join(each.text for each in found)
+        assert said == b"".join(parts[each] for each in tokens).decode("utf-8", "backslashreplace")
+
+
 def test_groups() -> None:
     index = _of([[1, 2, 3], [4, 5], [6, 7], [8]], [0.0, 4.0, 1.0, 2.0, 0.0, 3.0, 0.5, 0.0])
     examples = FeatureExamples(index, 0, radius=0)
@@ -111,7 +127,17 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with new_folder(out, overwrite=True) as folder:
         (folder / "two.txt").write_text("two")
     assert [path.name for path in out.iterdir()] == ["two.txt"]
+    with pytest.raises(FileNotFoundError), new_folder(out, overwrite=True) as folder:
+        folder.rmdir()  # so that it cannot take its place
+    assert [path.name for path in out.iterdir()] == ["two.txt"]
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_leaves_nothing(format: str, tmp_path: Path) -> None:
+    with full_disk(100), pytest.raises(MechlabError, match="no room on disk"):
+        export_features(random_index(0), tmp_path / "out", format)
+    assert not any(tmp_path.iterdir())
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

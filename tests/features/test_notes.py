@@ -100,6 +100,12 @@ def test_notes_on_the_index_that_was_here_before_are_kept_apart(index: Path) -> 
     assert read_notes(index).labels == {0: "length"}
 
 
+def test_what_a_shell_could_not_decode_is_written_as_an_escape(index: Path) -> None:
+    add_note(index, 0, text="\udcff a", label="\ud83d", author="\udcfe")
+    [note] = read_notes(index).items
+    assert (note.text, note.label, note.author) == ("\\udcff a", "\\ud83d", "\\udcfe")
+
+
 def test_what_is_refused(index: Path, tmp_path: Path) -> None:
     with pytest.raises(MechlabError, match=r"feature does not exist: 2 .* 0 to 1"):
         add_note(index, 2, text="x")

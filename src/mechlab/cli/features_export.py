@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mechlab.features.index import FeatureIndex
 
 
+_DIGITS, _MOST = 10, 10_000_000
+
+
 class ExportConfig(Settings):
     """Write features in another tool's format, with explanations, scores and your notes on them.
 
@@ -107,37 +110,46 @@ def ranges(words: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise MechlabError("features cannot be read", words, "like 0-99 or 3,17,40-49")
+        if len(last or first) > _DIGITS or (dash and int(last) - int(first) > _MOST):
+            raise MechlabError("too many features are named", words, f"{_MOST:,} at a time")
         found.update(range(int(first), int(last if dash else first) + 1))
     return sorted(found)
 
 
 def _material(config: ExportConfig, index: FeatureIndex, wanted: list[int] | None) -> Material:
     from mechlab.artifacts import open_artifact
+    from mechlab.cli.features_inputs import features_fingerprint, opened
     from mechlab.features.explanations import load_explanations
     from mechlab.features.formats.collect import collect
     from mechlab.features.notes import read_notes
     from mechlab.features.scoring.scorecard import load_scores
-    from mechlab.models.subject import load_model
-    from mechlab.sae.dictionary import load_sae
 
     more: dict[str, Any] = {}
     if config.dictionary is not None:
-        name = config.subject or (index.about.get("text") or {}).get("model_name")
-        if not name:
-            raise MechlabError("no subject is named", config.dictionary, "pass --subject")
-        more = {"dictionary": load_sae(config.dictionary), "subject": load_model(name)}
-        if more["dictionary"].sae.d_sae * (2 if index.about.get("signs") else 1) != index.n_features:
+        dictionary, subject = opened(config.dictionary, config.subject, index, config.index)
+        more = {"dictionary": dictionary, "subject": subject}
+    explanations, said = None, ""
+    if config.explanations is not None:
+        explanations, made = load_explanations(config.explanations), open_artifact(config.explanations)
+        said = made.manifest.fingerprint
+        if explanations.n_features != index.n_features:
             raise MechlabError(
-                "dictionary is not the one that was indexed", config.dictionary, "check --dictionary"
+                "explanations are of another index",
+                f"{explanations.n_features} features, not {index.n_features}",
+                "check --explanations",
             )
-    explanations = None if config.explanations is None else load_explanations(config.explanations)
-    if explanations is not None and explanations.n_features != index.n_features:
-        raise MechlabError(
-            "explanations are of another index",
-            f"{explanations.n_features} features, not {index.n_features}",
-            "check --explanations",
-        )
-    judge = "" if config.scores is None else open_artifact(config.scores).manifest.config.get("judge", "")
+        if made.manifest.inputs.get("features") not in (None, features_fingerprint(config.index, index)):
+            raise MechlabError(
+                "explanations are of other features", config.explanations, "check --explanations"
+            )
+    judge = ""
+    if config.scores is not None:
+        if explanations is None:
+            raise MechlabError("scores of which explanations", config.scores, "pass --explanations too")
+        manifest = open_artifact(config.scores).manifest
+        if manifest.inputs.get("explanations") not in (None, said):
+            raise MechlabError("scores are of other explanations", config.scores, "check --scores")
+        judge = manifest.config.get("judge", "")
     return collect(
         index,
         features=wanted,

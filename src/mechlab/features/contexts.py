@@ -99,9 +99,10 @@ def context_at(text: Text, row: int, radius: int = RADIUS) -> Context:
     first, last = int(text.bounds[passage]), int(text.bounds[passage + 1])
     start, stop = max(first, row - radius), min(last, row + radius + 1)
     if text.vocabulary.partial:
+        continues = text.vocabulary.continues
         for _ in range(_MARGIN):
-            start -= start > first and _continues(text, start)
-            stop += stop < last and _continues(text, stop)
+            start -= start > first and continues(int(text.tokens[start]))
+            stop += stop < last and continues(int(text.tokens[stop]))
     return Context(start, stop, row - start, row, int(text.document[row]))
 
 
@@ -110,12 +111,15 @@ def top_contexts(
 ) -> list[Context]:
     """The strongest, strongest first; one of a passage, and none with the same text twice.
 
-    Raises MechlabError for a feature that does not exist or a count below 1.
+    Raises MechlabError for a feature that does not exist, a count below 1, and a damaged index.
     """
     index.entries(feature)
     _positive(count)
     here = index.indptr[feature : feature + 2].astype(np.int64)
-    peaks = top_peaks(here, index.row, index.value, index.text.tokens, index.text.bounds, count, radius)
+    try:
+        peaks = top_peaks(here, index.row, index.value, index.text.tokens, index.text.bounds, count, radius)
+    except ValueError as error:
+        raise MechlabError("entries of the index are damaged", str(error), "make the index again") from error
     return [context_at(index.text, int(row), radius) for row in peaks[0] if row >= 0]
 
 
@@ -134,7 +138,7 @@ def quantile_contexts(
     number of them. Raises MechlabError as ``top_contexts``.
     """
     _positive(count)
-    row, value = _peaks(index, feature)
+    row, value = peaks(index, feature)
     ranked = row[np.lexsort((row, -value))]
     return [
         _distinct(index.text, generator.permutation(part), count, radius)
@@ -160,7 +164,7 @@ def random_contexts(
 ) -> list[Context]:
     """Contexts around random active tokens, one of a passage. MechlabError as ``top_contexts``."""
     _positive(count)
-    return _distinct(index.text, generator.permutation(index.entries(feature)[0]), count, radius)
+    return _distinct(index.text, _mixed(index, feature, generator), count, radius)
 
 
 def inactive_contexts(
@@ -194,7 +198,7 @@ def near_miss_contexts(
     order. Raises MechlabError as ``top_contexts``.
     """
     _positive(count)
-    rows = [generator.permutation(index.entries(int(each))[0]) for each in neighbours]
+    rows = [_mixed(index, int(each), generator) for each in neighbours]
     turn = np.concatenate([np.arange(len(each)) for each in rows] or [np.zeros(0, np.int64)])
     mixed = np.concatenate(rows or [np.zeros(0, np.int32)])[np.argsort(turn, kind="stable")]
     return _without(index, feature, mixed, count, radius)
@@ -227,8 +231,17 @@ def similar_contexts(
     return [pool[place] for place in np.argsort(-likeness, kind="stable")[:count].tolist()]
 
 
-def _peaks(index: FeatureIndex, feature: int) -> tuple[Int[np.ndarray, "peak"], Float32[np.ndarray, "peak"]]:
-    """The strongest token of every passage in which a feature is active, the first among equals."""
+def _mixed(index: FeatureIndex, feature: int, generator: np.random.Generator) -> Int[np.ndarray, "entry"]:
+    """A feature's rows in random order."""
+    # Of an empty array NumPy would mix the memory map itself, which cannot be written.
+    return generator.permutation(np.array(index.entries(feature)[0]))
+
+
+def peaks(index: FeatureIndex, feature: int) -> tuple[Int[np.ndarray, "peak"], Float32[np.ndarray, "peak"]]:
+    """The strongest token of every passage in which a feature is active, the first among equals.
+
+    Ascending, with the activations there. Raises MechlabError for a feature that does not exist.
+    """
     row, value = index.entries(feature)
     order = np.lexsort((row, -value, index.text.passage[row]))
     passage = index.text.passage[row[order]]
@@ -263,12 +276,6 @@ def _without(
     stop = np.minimum(text.bounds[passage + 1], rows.astype(np.int64) + reach + 1).astype(active.dtype)
     silent = np.searchsorted(active, start) == np.searchsorted(active, stop)
     return _distinct(text, rows[silent], count, radius)
-
-
-def _continues(text: Text, row: int) -> bool:
-    """Whether a token begins inside a character: all bytes of UTF-8 but the first begin with bits 10."""
-    data = text.vocabulary.partial.get(int(text.tokens[row]), b"")
-    return data[:1] != b"" and data[0] & 0xC0 == 0x80
 
 
 def _positive(count: int) -> None:

@@ -121,11 +121,12 @@ def index_of(text: Text, features: Mapping[int, Float[np.ndarray, "row"]], **abo
     indptr, rows, values = np.zeros(count + 1, np.int64), [], []
     for feature in range(count):
         activation = features.get(feature)
-        row = np.zeros(0, np.int64) if activation is None else np.flatnonzero(activation > 0)
+        # Rounded first: what float32 cannot tell from 0 is not active.
+        value = np.zeros(0, np.float32) if activation is None else activation.astype(np.float32)
+        row = np.flatnonzero(value > 0).astype(np.int32)
         indptr[feature + 1] = indptr[feature] + len(row)
-        if activation is not None:
-            rows.append(row.astype(np.int32))
-            values.append(activation[row].astype(np.float32))
+        rows.append(row)
+        values.append(value[row])
     return FeatureIndex(
         text,
         indptr,

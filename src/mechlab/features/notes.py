@@ -103,9 +103,9 @@ def add_note(
         raise MechlabError("note is empty", None, "give a text, a label, or both")
     note = Note(
         feature,
-        text.strip() if text and text.strip() else None,
-        None if label is None else label.strip(),
-        author or _user(),
+        _clean(text) if text and text.strip() else None,
+        None if label is None else _clean(label),
+        _clean(author or _user()),
         datetime.now(UTC).isoformat(timespec="seconds"),
         artifact.manifest.fingerprint,
     )
@@ -143,6 +143,11 @@ def person_explanations(notes: Notes) -> list[Explanation]:
         about = {"author": last[feature].author, "date": last[feature].date}
         found.append(Explanation(feature, PERSON, label, rule, about))
     return found
+
+
+def _clean(text: str) -> str:
+    """Without spaces around it; what a shell could not decode becomes an escape, which can be written."""
+    return text.strip().encode("utf-8", "backslashreplace").decode()
 
 
 def _on(artifact: Artifact, note: Note) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import re
 from collections.abc import Iterable, Mapping
@@ -71,9 +72,11 @@ class Vocabulary:
         while at < len(ids):
             stop = at + 1
             if ids[at] in self.partial:
-                while stop < len(ids) and ids[stop] in self.partial and not self._whole(ids[at:stop]):
+                data = self.partial[ids[at]]
+                # After bytes that are no character what follows may still be one.
+                while stop < len(ids) and _ends_inside(data) and self.continues(ids[stop]):
+                    data += self.partial[ids[stop]]
                     stop += 1
-                data = b"".join(self.partial[token] for token in ids[at:stop])
                 found.append(Piece(data.decode("utf-8", "backslashreplace"), at, stop))
             else:
                 found.append(Piece(self.texts[ids[at]], at, stop))
@@ -84,12 +87,10 @@ class Vocabulary:
         """Tokens as running text."""
         return "".join(piece.text for piece in self.pieces(tokens))
 
-    def _whole(self, tokens: list[int]) -> bool:
-        try:
-            b"".join(self.partial[token] for token in tokens).decode("utf-8")
-        except UnicodeDecodeError as error:
-            return error.reason not in ("unexpected end of data",)
-        return True
+    def continues(self, token: int) -> bool:
+        """Whether a token begins inside a character: all bytes of UTF-8 but the first begin with bits 10."""
+        data = self.partial.get(token, b"")
+        return data[:1] != b"" and data[0] & 0xC0 == 0x80
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -121,6 +122,13 @@ def vocabulary_of(subject: Subject) -> Vocabulary:
     rows = subject.module.get_input_embeddings().num_embeddings
     texts += [f"<{token}>" for token in range(len(texts), rows)]
     return Vocabulary(tuple(texts), partial)
+
+
+def _ends_inside(data: bytes) -> bool:
+    """Whether bytes end inside a character of UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    decoder.decode(data)
+    return decoder.getstate()[0] != b""
 
 
 def _part(entry: str, decoded: str) -> bytes | None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from mechlab.errors import MechlabError
 from mechlab.features.formats.folder import chosen, new_folder, read_json, write_json
@@ -59,8 +59,10 @@ def write_delphi(
         multiple: the length of rows is one, as delphi cuts them into examples of ``example_ctx_len``.
         splits: number of files.
 
-    Raises MechlabError for activations that float16 cannot hold, and where ``path`` is taken.
+    Raises MechlabError for activations that float16 cannot hold, no features, and where ``path`` is taken.
     """
+    if not index.n_features:
+        raise MechlabError("index has no features", index.n_features, "index some")
     text, keep = index.text, chosen(index, features)
     tokens, place = layout(text, bos=bos, pad=pad, multiple=multiple)
     splits = max(1, min(splits, index.n_features))
@@ -78,7 +80,8 @@ def write_delphi(
                 "activations": value.astype(np.float16),
                 "tokens": tokens,
             }
-            save_file(data, folder / f"{start}_{stop - 1}.safetensors")
+            # Not save_file, which has an error of its own for a full disk.
+            (folder / f"{start}_{stop - 1}.safetensors").write_bytes(save(data))
             if progress:
                 progress(stop, index.n_features)
         write_json(folder / _CONFIG, _config(model, tokens.shape[1], tokens.size, splits), indent=4)

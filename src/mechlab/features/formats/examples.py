@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Int
 
+from mechlab.features.contexts import context_at, peaks
 from mechlab.features.index import FeatureIndex
 from mechlab.features.text import Text
 
@@ -52,7 +53,9 @@ class FeatureExamples:
         self._row, self._value = index.entries(feature)
         self._radius = radius
         self._random = np.random.default_rng([seed, feature])
-        self.rows, self.values = _peaks(self.text, self._row, self._value)
+        row, value = peaks(index, feature)
+        order = np.lexsort((row, -value))
+        self.rows, self.values = row[order], value[order]
 
     def at(self, row: int) -> Example:
         """The example around a row."""
@@ -123,32 +126,10 @@ def strings(pairs: Sequence[tuple[str, float]], limit: int) -> tuple[list[str], 
     return [text for text, _ in pairs[:limit]], [float(value) for _, value in pairs[:limit]]
 
 
-def _peaks(
-    text: Text, row: Int[np.ndarray, "entry"], value: Float32[np.ndarray, "entry"]
-) -> tuple[Int[np.ndarray, "peak"], Float[np.ndarray, "peak"]]:
-    passage = text.passage[row]
-    order = np.lexsort((row, -value, passage))
-    first = np.ones(len(order), bool)
-    first[1:] = passage[order[1:]] != passage[order[:-1]]
-    peaks = order[first]
-    peaks = peaks[np.lexsort((row[peaks], -value[peaks]))]
-    return row[peaks], value[peaks]
-
-
 def _window(text: Text, row: int, radius: int | None) -> tuple[int, int]:
-    """Rows around one, within its passage; widened where it would cut a character in two."""
-    low, high = (int(each) for each in text.bounds[text.passage[row] : text.passage[row] + 2])
-    if radius is None:
-        return low, high
-    start, stop = max(low, row - radius), min(high, row + radius + 1)
-    while start > low and _continues(text, start):
-        start -= 1
-    while stop < high and _continues(text, stop):
-        stop += 1
-    return start, stop
-
-
-def _continues(text: Text, row: int) -> bool:
-    """Whether a token begins inside a character: UTF-8 marks every byte but the first by its top bits."""
-    data = text.vocabulary.partial.get(int(text.tokens[row]), b"")
-    return data[:1] != b"" and data[0] & 0xC0 == 0x80
+    """Rows around one, within its passage."""
+    if radius is not None:
+        context = context_at(text, row, radius)
+        return context.start, context.stop
+    low, high = text.bounds[text.passage[row] : text.passage[row] + 2].tolist()
+    return low, high

@@ -81,7 +81,7 @@ def source_of(
     index: FeatureIndex, *, model: str = "", layer: int | None = None, source_set: str = "", site: str = ""
 ) -> Source:
     """Names of an index's features; what is not given is read from ``index.about``, and is "model", "" or 0
-    where that says nothing."""
+    where that says nothing. MechlabError for one that cannot name a folder."""
     text = index.about.get("text") or {}
     sites = index.about.get("outputs") or index.about.get("sites") or [index.about.get("site") or ""]
     site = site or str(sites[0])
@@ -90,6 +90,10 @@ def source_of(
     name = model or str(text.get("model_name") or index.about.get("model_name") or "model")
     # Names of folders there; a model loaded from a directory is called by its path.
     name = name.rstrip("/").rsplit("/", 1)[-1]
+    for what, word in (("model", name), ("source set", source_set), ("site", site)):
+        # Parts of paths: none may lead elsewhere.
+        if word in (".", "..") or set(word) & {"/", "\\", "\0"} or (what == "model" and not word):
+            raise MechlabError(f"name of the {what} is no name of a folder", word, "choose another")
     return Source(name, number, source_set, hook=site or None, dataset=str(text.get("corpus") or ""))
 
 

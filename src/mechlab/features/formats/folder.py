@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mechlab.artifacts import MANIFEST
 from mechlab.errors import MechlabError
 from mechlab.features.index import FeatureIndex
 from mechlab.files import disk_errors
@@ -35,14 +36,21 @@ def new_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
                 os.rename(path, work / "old")
             os.rename(work / "new", path)
         finally:
+            if (work / "old").exists() and not path.exists():
+                os.rename(work / "old", path)
             shutil.rmtree(work, ignore_errors=True)
 
 
 def require_free(path: Path, *, overwrite: bool = False) -> None:
-    """MechlabError where something but an empty folder is there; with ``overwrite``, what is no folder."""
+    """MechlabError where something but an empty folder is there; with ``overwrite``, what is no folder.
+
+    A folder with an artifact of ours in it (the index itself, say) is no export and is never replaced.
+    """
     there = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if there and (not overwrite or not path.is_dir()):
         raise MechlabError("something is there already", path, "choose another --out, or --overwrite")
+    if there and any(path.rglob(MANIFEST)):
+        raise MechlabError("folder holds an artifact, no export", path, "choose another --out")
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:

@@ -124,7 +124,10 @@ def check_upload_batch(body: dict[str, Any]) -> None:
                 required(logit, ("token", "value"), side)
         for said in feature.get("explanations", ()):
             _within(
-                "characters of an explanation", len(required(said, ("text",), "explanation")["text"]), 1, TEXT
+                "characters of an explanation",
+                _length(required(said, ("text",), "explanation")["text"]),
+                1,
+                TEXT,
             )
         _within("activations of a feature", len(feature["activations"]), 1, None)
         for example in feature["activations"]:
@@ -159,4 +162,13 @@ def _logits(pairs: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= TEXT else text[: TEXT - 1] + "…"
+    if _length(text) <= TEXT:
+        return text
+    while _length(text) >= TEXT:
+        text = text[: -max(1, (_length(text) - TEXT) // 2)]
+    return text + "…"
+
+
+def _length(text: str) -> int:
+    """As the server's JavaScript counts: a character beyond U+FFFF as two."""
+    return len(text) + sum(letter > "\uffff" for letter in text)

@@ -134,12 +134,20 @@ def index_heads(
         layers: all by default.
         threshold, share: as for ``index_site``.
 
-    Raises MechlabError for a layer that does not exist and as ``read_weights`` does.
+    Raises MechlabError for a source of another model, a layer that does not exist, or one named twice,
+    and as ``read_weights`` does.
     """
+    there = source.inputs().get("model")
+    if there != subject.fingerprint:
+        raise MechlabError(
+            "text comes from another model than the heads",
+            f"fingerprint {str(there)[:12]}, not {subject.fingerprint[:12]} ({subject.name})",
+            "use the same",
+        )
     n_layers = int(subject.module.config.num_hidden_layers)
     chosen = list(range(n_layers)) if layers is None else list(layers)
-    if not chosen or not all(0 <= layer < n_layers for layer in chosen):
-        raise MechlabError("layers do not exist", chosen, f"they are 0 to {n_layers - 1}")
+    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= layer < n_layers for layer in chosen):
+        raise MechlabError("layers do not exist", chosen, f"they are 0 to {n_layers - 1}, each named once")
     sites = tuple(f"blocks.{layer}.attn.hook_z" for layer in chosen)
     heads = subject.site(sites[0]).heads
     assert heads is not None

@@ -190,7 +190,12 @@ class ModelRows:
         }
 
     def blocks(self, sites: Sequence[str]) -> Generator[Block, None, None]:
-        """See ``RowSource``; one forward a block, and none without sites."""
+        """See ``RowSource``; one forward a block, and none without sites. MechlabError for a pattern."""
+        for site in sites:
+            if self.subject.site(site).pattern:
+                raise MechlabError(
+                    "patterns have no coordinates that could be features", site, "name another"
+                )
         return apart(self._limited(sites))
 
     def _limited(self, sites: Sequence[str]) -> Iterator[Block]:
