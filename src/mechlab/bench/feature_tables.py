@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mechlab.bench.feature_dictionaries import KNOWN, concepts, stories
+from mechlab.bench.feature_concepts import KNOWN, concepts
+from mechlab.bench.feature_dictionaries import stories
 from mechlab.bench.feature_truth import World, functions, make_world, recovery, scorers
 from mechlab.bench.measure import Progress
 from mechlab.errors import MechlabError
