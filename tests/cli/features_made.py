@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mechlab.sae.topk import TopKConfig
 SITE = "blocks.2.hook_resid_post"
 WIDTH = 16
 LATENTS = 96
+_PROGRESS = re.compile(r"mechlab: \w+ \d+/\d")
 PRICES = ["--price-in", 1, "--price-out", 4]
 
 
@@ -35,7 +37,7 @@ def made(base: Path) -> Path:
     subject = load_model("fable")
     store = harvest(subject, open_corpus("fable"), SITE, folder / "store", tokens=12_000)
     for seed, (sae, index) in enumerate((("sae", "index"), ("other", "elsewhere"))):
-        config = TopKConfig(site=SITE, d_sae=LATENTS, k=4, tokens=50_000 if seed == 0 else 2048)
+        config = TopKConfig(site=SITE, d_sae=LATENTS, k=4, tokens=30_000 if seed == 0 else 2048)
         index_dictionary(
             train_sae(store, folder / sae, config, seed=seed), store_rows(store, subject), folder / index
         )
@@ -72,7 +74,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert run(*words) == 2
     seen = capsys.readouterr()
     assert not seen.out
-    lines = [line for line in seen.err.splitlines() if not line.startswith("mechlab: score ")]
+    lines = [line for line in seen.err.splitlines() if not _PROGRESS.match(line)]
     assert len(lines) == 1, lines
     return lines[0]
 

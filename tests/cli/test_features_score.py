@@ -19,7 +19,7 @@ from cli.features_made import LATENTS, WIDTH, asking, held_out, made, payload, r
 from features.llm_questions import billed
 from mechlab.features.building import load_index
 from mechlab.features.explanations import Explanations, load_explanations, save_explanations
-from mechlab.features.llm.server import ScriptedServer
+from mechlab.features.llm.server import ScriptedServer, first
 from mechlab.features.scoring.scorecard import load_scores
 
 FEATURES = 8
@@ -112,6 +112,7 @@ def test_what_has_no_score_is_counted_with_the_reason(
     assert "1 without a score: malformed: no JSON" in text
 
 
+@pytest.mark.slow  # the model runs under every condition
 def test_with_the_dictionary(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--scorers", "detection,synthetic,intervention,rewriting", "--dictionary", folder / "sae"]
     words = scoring(folder, tmp_path / "s", *words, "--features", "0-1", "--tokens", 600)
@@ -177,6 +178,16 @@ def test_a_dry_run_sends_and_writes_nothing(
     assert "nothing would be asked" in refused(capsys, *scoring(folder, tmp_path / "x", "--dry-run"))
 
 
+def test_a_judge_that_refuses_everything_stops_an_intervention_too(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedServer(lambda body: "", faults=first("401")) as server:
+        llm = ["--judge", "llm", *asking(server.url, tmp_path / "answers.sqlite"), "--features", "0"]
+        words = scoring(folder, tmp_path / "s", "--scorers", "intervention", "--dictionary", folder / "sae")
+        assert "401" in refused(capsys, *words, *llm)
+    assert not (tmp_path / "s").exists()
+
+
 def test_bad_answers_and_a_budget(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def faults(body: dict[str, Any], _: int) -> str | None:
         said = body["messages"][-1]["content"]
@@ -200,6 +211,7 @@ def test_bad_answers_and_a_budget(folder: Path, tmp_path: Path, capsys: pytest.C
         assert poor["unscored"] > 0
 
 
+@pytest.mark.slow
 def test_a_killed_command_pays_nothing_twice(folder: Path, tmp_path: Path) -> None:
     grade, given, gate = held_out(folder, folder / "explanations"), threading.Semaphore(9), threading.Event()
 
