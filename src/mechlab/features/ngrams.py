@@ -167,10 +167,11 @@ def explain_ngrams(
     # one that says most.
     good = [rule for found, rule in tried if found.value >= tried[0][0].low]
     best = max(good, key=lambda rule: _coverage(rule, ranked, keep))
+    chosen_by = next(found for found, rule in tried if rule == best)
     final = rule_score(module, best, ranked, trials=trials, seed=seed + 1)
     about = {"top": list(ranked.ngrams[:10]), "sigma": ranked.sigma, "candidates": len(tried)}
     explanation = Explanation(feature, EXPLAINER, best.sentence(), best, about)
-    score = tried[0][0] if final is None else final
+    score = chosen_by if final is None else final
     return NgramExplanation(explanation, score, tuple((rule.sentence(), each.value) for each, rule in tried))
 
 

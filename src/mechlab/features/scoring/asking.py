@@ -1,13 +1,13 @@
 """Drawing the items of every test, and putting them to the judge.
 
 Every explanation is judged on its own feature's items and, as the control, on those of another
-feature; each is lent once.
+feature; each is lent once, where every feature has one by this explainer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from mechlab.features.scoring.fuzzing import fuzzing_items
 from mechlab.features.scoring.held import Held
 from mechlab.features.scoring.intruder import intruder_items
 from mechlab.features.scoring.items import BatchJudge, Items, Judge, Question, are_graded, ask
-from mechlab.features.scoring.metrics import derangement
+from mechlab.features.scoring.metrics import lenders
 from mechlab.features.scoring.scorecard import Unscored
 from mechlab.features.text import Text
 
@@ -92,12 +92,11 @@ def draw(
 
 def _lend(group: list[Asked], generator: np.random.Generator) -> list[Asked]:
     """With lenders: explanations of other features by the same explainer."""
-    if len(group) < 2:
+    others = lenders([asked.explanation.feature for asked in group], generator)
+    if others is None:
         return group
-    lenders = (group[place].explanation for place in derangement(len(group), generator).tolist())
     return [
-        Asked(asked.test, asked.explanation, asked.items, lender)
-        for asked, lender in zip(group, lenders, strict=True)
+        replace(asked, lender=group[other].explanation) for asked, other in zip(group, others, strict=True)
     ]
 
 

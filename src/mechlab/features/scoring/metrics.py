@@ -15,6 +15,7 @@ small expected number of positive counts estimated from survey data* (effective 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -198,3 +199,24 @@ def derangement(n: int, generator: np.random.Generator) -> Int[np.ndarray, "plac
     image = np.empty(n, np.int64)
     image[cycle] = np.roll(cycle, -1)
     return image
+
+
+def lenders(features: Sequence[int], generator: np.random.Generator) -> list[int] | None:
+    """For each place another whose feature is not the same; None when all are of one feature.
+
+    Features stand in one random cycle and lend to the one before. Where a feature has several places
+    the next one's take turns; else every place lends once.
+    """
+    places: dict[int, list[int]] = {}
+    for place, feature in enumerate(features):
+        places.setdefault(feature, []).append(place)
+    known = list(places)
+    if len(known) < 2:
+        return None
+    lender = dict(zip(known, derangement(len(known), generator).tolist(), strict=True))
+    found = [0] * len(features)
+    for feature, mine in places.items():
+        theirs = places[known[lender[feature]]]
+        for turn, place in enumerate(mine):
+            found[place] = theirs[turn % len(theirs)]
+    return found

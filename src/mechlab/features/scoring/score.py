@@ -90,7 +90,8 @@ def score_features(
         features = sorted({each.feature for each in explanations.items})
         about = [Explanation(feature, "", "") for feature in features] if test == _INTRUDER else judged
         drawn, left = draw(held, test, about, seed)
-        unscored += left
+        asked_for = [name for name in dict.fromkeys(scorers) if _TEST_OF.get(name) == test]
+        unscored += [replace(each, scorer=name) for each in left for name in asked_for]
         if test == _INTRUDER:
             groups = [replace(each, lender=None) for each in drawn]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -66,7 +67,7 @@ class Total:
 
     Attributes:
         mean, median: over features, with intervals over features and the same of the nulls.
-        unscored: features without it.
+        unscored: explanations without it, or whose value is not a number: they are in neither.
         failed: answers that could not be used.
     """
 
@@ -115,12 +116,22 @@ class Scorecard:
         for each in self.scored:
             kinds.setdefault((each.explainer, each.scorer), []).append(each)
         without = Counter((each.explainer, each.scorer) for each in self.unscored)
+        undefined = Counter(
+            (each.explainer, each.scorer) for each in self.scored if not math.isfinite(each.score.value)
+        )
         found = []
         for (explainer, scorer), members in kinds.items():
             total = over_features(scorer, [each.score for each in members], self.seed)
             if total is not None:
                 failed = sum(each.failed for each in members)
-                found.append(Total(explainer, scorer, *total, without[explainer, scorer], failed))
+                # "simulation" is also for "simulation correlation", and so on.
+                lost = sum(
+                    count
+                    for (who, what), count in without.items()
+                    if who == explainer and (scorer == what or scorer.startswith(f"{what} "))
+                )
+                lost += undefined[explainer, scorer]
+                found.append(Total(explainer, scorer, *total, lost, failed))
         return found
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from mechlab.errors import MechlabError
 from mechlab.features.explanations import Explanation, Explanations
 from mechlab.features.index import FeatureIndex
 from mechlab.features.rules import Rule
-from mechlab.features.scoring.metrics import balanced_accuracy, derangement, with_null
+from mechlab.features.scoring.metrics import balanced_accuracy, lenders, with_null
 from mechlab.features.scoring.rule_texts import RuleTexts, rule_texts
 from mechlab.features.scoring.scorecard import Scorecard, Scored, Unscored
 from mechlab.features.text import Text
@@ -106,10 +106,13 @@ def score_synthetic_rules(
             why = Unscored(explanation.feature, explanation.explainer, "synthetic", str(error))
             unscored.append(why)
     # Whose feature is run on whose texts, as a control.
-    lent = derangement(len(made), np.random.default_rng(seed)) if len(made) > 1 else np.zeros(0, np.int64)
+    others = lenders([each.feature for each, _, _ in made], np.random.default_rng(seed))
+    borrowers: dict[int, list[int]] = {}
+    for place, other in enumerate(others or ()):
+        borrowers.setdefault(other, []).append(place)
     measured: dict[tuple[int, bool], tuple[Score, Score]] = {}
     for at, (_, given, _) in enumerate(made):
-        asked = [(at, False)] + ([(int(lent[at]), True)] if len(lent) else [])
+        asked = [(at, False), *((place, True) for place in borrowers.get(at, ()))]
         features = [made[place][0].feature for place, _ in asked]
         on = activate(given.positive, features)[given.fires]
         off = activate(given.negative, features)[given.silent]

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from mechlab.features.explanations import Explanation
 from mechlab.features.scoring.held import Held, among
-from mechlab.features.scoring.metrics import clustered, derangement, with_null
+from mechlab.features.scoring.metrics import clustered, lenders, with_null
 from mechlab.features.scoring.rules import RuleJudge
 from mechlab.features.scoring.scorecard import Scored
 from mechlab.scores import Score
@@ -90,15 +90,18 @@ def score_rules(held: Held, explanations: Sequence[Explanation], rules: RuleJudg
     scorer, found = TokenScorer(held), []
     for explainer in dict.fromkeys(each.explainer for each in explanations):
         group = [each for each in explanations if each.explainer == explainer]
-        borrower = derangement(len(group), np.random.default_rng(seed)).tolist()
+        others = lenders([each.feature for each in group], np.random.default_rng(seed))
+        borrowers: dict[int, list[int]] = {}
+        for place, other in enumerate(others or ()):
+            borrowers.setdefault(other, []).append(place)
         own: list[list[Score]] = []
         lent: dict[int, list[Score]] = {}
         for place, explanation in enumerate(group):
             assert explanation.rule is not None
             rows = rules.rows(explanation.rule)
             own.append(scorer.scores(rows, explanation.feature))
-            if len(group) > 1:
-                lent[borrower[place]] = scorer.scores(rows, group[borrower[place]].feature)
+            for borrower in borrowers.get(place, ()):
+                lent[borrower] = scorer.scores(rows, group[borrower].feature)
         for place, explanation in enumerate(group):
             nulls = lent.get(place, [None] * len(own[place]))
             found += [
