@@ -55,12 +55,13 @@ def score_interventions(
     for at, feature in enumerate(features):
         said, words = explanations.of(feature), (promoted or {}).get(feature)
         found: list[tuple[str, Score]] = []
+        promotion: list[tuple[str, Score]] = []
         try:
             if feature not in vectors:
                 raise MechlabError("feature has no direction to steer along", feature, "give its vector")
             steered = steer(subject, site, vectors[feature], prompts, kl=kl, new_tokens=new_tokens, seed=seed)
             if words is not None:
-                found.append(("", promotion_score(words, steered, seed=seed)))
+                promotion.append(("", promotion_score(words, steered, seed=seed)))
         except MechlabError as error:
             unscored += [Unscored(feature, each.explainer, "intervention", str(error)) for each in said]
             said = ()
@@ -71,7 +72,7 @@ def score_interventions(
                 found.append((each.explainer, intervention_score(each, steered, plausibility, seed=seed)))
             except MechlabError as error:  # an explanation too long for the scorer model, say
                 unscored.append(Unscored(feature, each.explainer, "intervention", str(error)))
-        for explainer, score in found:
+        for explainer, score in found + promotion:
             # Every prompt has a passage with the feature and one without it.
             failed = len(prompts) - score.n
             scored.append(Scored(feature, explainer, score.name, score, 0.5, failed, score.n, score.n))
