@@ -141,6 +141,17 @@ def test_mean_of_many_is_that_of_the_bootstrap() -> None:
     assert (total[0].low, total[0].high) == pytest.approx((low, high), abs=1e-3)
 
 
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_mean_of_few_covers(n: int) -> None:
+    generator = np.random.default_rng(n)
+    inside = 0
+    for _ in range(400):
+        total = over_features("d", [Score("d", float(x), 0.0, 1.0, 1) for x in generator.beta(3, 1, n)], 0)
+        assert total is not None
+        inside += total[0].low <= 0.75 <= total[0].high
+    assert inside / 400 >= 0.9
+
+
 def test_median_interval_covers() -> None:
     generator = np.random.default_rng(3)
     inside = 0

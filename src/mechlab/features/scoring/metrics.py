@@ -21,6 +21,7 @@ from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from mechlab.scores import LEVEL, Score, mean, score, wilson
 
@@ -28,6 +29,8 @@ CHANCE = 0.5
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 # Means over so many features are normal, and a bootstrap of them only takes long.
 _MANY = 1000
+# Of fewer a bootstrap knows too little: of 2 it held the truth in 49 % of trials, of 10 in 90 %.
+_FEW = 20
 
 
 def balanced_accuracy(
@@ -156,7 +159,7 @@ def _wilson(p: float, n: int | float) -> tuple[float, float]:
 
 
 def over_features(name: str, scores: list[Score], seed: int) -> tuple[Score, Score] | None:
-    """Mean (bootstrap over features, of many the normal interval) and median (order statistics).
+    """Mean (bootstrap over features; Student's interval of few, the normal of many) and median.
 
     Of the scores that are numbers; each has the same of their nulls beside it. None when none is one.
     """
@@ -168,7 +171,11 @@ def over_features(name: str, scores: list[Score], seed: int) -> tuple[Score, Sco
     levels = {each.chance for each in scores}
     chance = levels.pop() if len(levels) == 1 else None
     below = nulls[0] if nulls else None
-    if len(values) < _MANY:
+    if 1 < len(values) < _FEW:
+        middle = float(values.mean())
+        reach = student(len(values) - 1.0) * float(values.std(ddof=1)) / math.sqrt(len(values))
+        average = Score(name, middle, middle - reach, middle + reach, len(values), below, chance)
+    elif len(values) < _MANY:
         sums = np.stack([values, np.ones(len(values))], axis=1)
         average = score(name, sums, mean, seed=seed, null=below, chance=chance)
     else:
@@ -177,10 +184,18 @@ def over_features(name: str, scores: list[Score], seed: int) -> tuple[Score, Sco
     return average, _median(name, values, nulls[1] if nulls else None, chance)
 
 
+def student(freedom: float) -> float:
+    """How many standard errors a 95 % interval reaches with so many degrees of freedom."""
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+
+
 def _median(
     name: str, values: Float[np.ndarray, "feature"], null: Score | None, chance: float | None
 ) -> Score:
-    """With the distribution-free interval between order statistics (normal approximation of ranks)."""
+    """With the distribution-free interval between order statistics (normal approximation of ranks).
+
+    Of fewer than 6 not even their range holds the median in 95 % of trials.
+    """
     n, ordered = len(values), np.sort(values)
     reach = _Z * math.sqrt(n) / 2
     low, high = max(0, math.floor(n / 2 - reach)), min(n - 1, math.ceil(n / 2 + reach))
