@@ -181,9 +181,12 @@ def save_explanations(
 
 
 def load_explanations(path: Path | str) -> Explanations:
-    """Read explanations back. MechlabError when ``path`` holds none."""
+    """Read explanations back. MechlabError when ``path`` holds none, or damaged ones."""
     artifact = open_artifact(path, KIND)
-    about = json.loads(artifact.file(_ABOUT).read_text(encoding="utf-8"))
-    with artifact.file(_FILE).open(encoding="utf-8") as lines:
-        items = tuple(Explanation.from_dict(json.loads(line)) for line in lines)
-    return Explanations(items, tuple(about["documents"]), about["n_features"], dict(about["failed"]))
+    try:
+        about = json.loads(artifact.file(_ABOUT).read_text(encoding="utf-8"))
+        with artifact.file(_FILE).open(encoding="utf-8") as lines:
+            items = tuple(Explanation.from_dict(json.loads(line)) for line in lines)
+        return Explanations(items, tuple(about["documents"]), about["n_features"], dict(about["failed"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MechlabError("explanations cannot be read", path, "make them again") from error
