@@ -132,3 +132,13 @@ def test_new_text_runs_as_the_corpus_did(tiny_model: Path, tiny_corpus: Path, tm
     other = load_model("fable")
     with pytest.raises(MechlabError):
         dictionary_activations(other, dictionary)
+
+
+def test_the_interval_of_ten_texts_holds_zero() -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(300):
+        one, other = (generator.exponential(size=10) * (generator.random(10) < 0.5) for _ in "ab")
+        found = synthetic_score(one, other, 1.0)
+        held += found.low <= 0 <= found.high
+    assert held >= 0.93 * 300

@@ -113,5 +113,5 @@ def _score(module: Module, texts: Written, ranked: Ranked, seed: int) -> Score:
     values = np.asarray(module([*texts.positive, *texts.negative]), np.float64)
     count = len(texts.positive)
     dealt = np.random.default_rng(seed).permutation(values)
-    null = synthetic_score(dealt[:count], dealt[count:], ranked.sigma, seed=seed)
-    return synthetic_score(values[:count], values[count:], ranked.sigma, null=null, seed=seed)
+    null = synthetic_score(dealt[:count], dealt[count:], ranked.sigma)
+    return synthetic_score(values[:count], values[count:], ranked.sigma, null=null)

@@ -188,7 +188,7 @@ def rule_score(
         generator = np.random.default_rng([seed, number])
         made = rule_texts(each, ranked.words, trials, generator, width=width)
         on, off = _responses(module, made.positive), _responses(module, made.negative)
-        return synthetic_score(on, off, ranked.sigma, null=null, seed=seed)
+        return synthetic_score(on, off, ranked.sigma, null=null)
 
     try:
         return measured(rule, 0, measured(_random_words(ranked, seed), 1, None))

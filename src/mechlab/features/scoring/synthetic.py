@@ -13,6 +13,7 @@ made without one (``rule_texts``). Null: texts made for another feature's explan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
@@ -25,14 +26,14 @@ from mechlab.errors import MechlabError
 from mechlab.features.explanations import Explanation, Explanations
 from mechlab.features.index import FeatureIndex
 from mechlab.features.rules import Rule
-from mechlab.features.scoring.metrics import balanced_accuracy, lenders, with_null
+from mechlab.features.scoring.metrics import balanced_accuracy, lenders, student, with_null
 from mechlab.features.scoring.rule_texts import RuleTexts, rule_texts
 from mechlab.features.scoring.scorecard import Scorecard, Scored, Unscored
 from mechlab.features.text import Text
 from mechlab.models.subject import Subject
 from mechlab.sae.codes import scatter
 from mechlab.sae.dictionary import Dictionary
-from mechlab.scores import Score, ratio, score
+from mechlab.scores import Score
 
 TEXTS = 20
 
@@ -46,26 +47,24 @@ def synthetic_score(
     sigma: float,
     *,
     null: Score | None = None,
-    seed: int = 0,
 ) -> Score:
     """The score from what the feature gave on each text, in standard deviations over the corpus.
 
-    The interval is over texts. Texts on which the feature gave NaN are left out. MechlabError unless
-    ``sigma`` is positive.
+    The interval is over texts (Welch 1947; a bootstrap of ten texts a side is too narrow). Texts
+    on which the feature gave NaN are left out. MechlabError unless ``sigma`` is positive.
     """
     if not sigma > 0:
         raise MechlabError("feature does not vary over the corpus", sigma, "leave it out, or use more text")
-    values = np.concatenate([positive, negative]).astype(np.float64)
-    described = np.arange(len(values)) < len(positive)
-    usable = np.isfinite(values)
-    values, described = values[usable], described[usable]
-    sums = np.stack([values * described, described, values * ~described, ~described], axis=1)
-
-    def difference(totals: Float[np.ndarray, "resample 4"]) -> Float[np.ndarray, "resample"]:
-        means = ratio(totals[:, 0], totals[:, 1]) - ratio(totals[:, 2], totals[:, 3])
-        return np.asarray(means / sigma)
-
-    return score("synthetic", sums, difference, seed=seed, null=null, chance=0.0)
+    on, off = (each[np.isfinite(each)].astype(np.float64) for each in (positive, negative))
+    value = float(on.mean() - off.mean()) / sigma if len(on) and len(off) else math.nan
+    reach = math.nan
+    if min(len(on), len(off)) > 1:
+        parts = [float(each.var(ddof=1)) / len(each) / sigma**2 for each in (on, off)]
+        freedom = sum(parts) ** 2 / max(
+            sum(v * v / (len(x) - 1) for v, x in zip(parts, (on, off), strict=True)), 1e-300
+        )
+        reach = student(max(freedom, 1.0)) * math.sqrt(sum(parts))
+    return Score("synthetic", value, value - reach, value + reach, len(on) + len(off), null, 0.0)
 
 
 def score_synthetic_rules(
@@ -118,7 +117,7 @@ def score_synthetic_rules(
         off = activate(given.negative, features)[given.silent]
         for column, (place, control) in enumerate(asked):
             scale = made[place][2]
-            measured[place, control] = _both(on[:, column], off[:, column], scale, seed)
+            measured[place, control] = _both(on[:, column], off[:, column], scale)
         if progress is not None:
             progress(at + 1, len(made))
     scored = []
@@ -171,12 +170,12 @@ def padded(subject: Subject, text: Text) -> tuple[Int[Tensor, "passage pos"], Bo
 
 
 def _both(
-    on: Float[np.ndarray, "positive"], off: Float[np.ndarray, "negative"], sigma: float, seed: int
+    on: Float[np.ndarray, "positive"], off: Float[np.ndarray, "negative"], sigma: float
 ) -> tuple[Score, Score]:
     label = np.arange(len(on) + len(off)) < len(on)
     active = np.concatenate([on, off]) > 0
     return (
-        synthetic_score(on, off, sigma, seed=seed),
+        synthetic_score(on, off, sigma),
         balanced_accuracy("synthetic agreement", active, label, len(label)),
     )
 

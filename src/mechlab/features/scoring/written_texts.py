@@ -86,9 +86,7 @@ def score_written(
         module = module_of(feature)
 
         def scored(texts: Texts, module: Module = module, sigma: float = sigma) -> Score:
-            return synthetic_score(
-                _values(module, texts.positive), _values(module, texts.negative), sigma, seed=seed
-            )
+            return synthetic_score(_values(module, texts.positive), _values(module, texts.negative), sigma)
 
         null = None if lent is None else scored(written[features[int(lent[at])]])
         found[feature] = with_null(scored(written[feature]), null)
