@@ -50,7 +50,7 @@ def test_worst_set_leaves_the_best(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(25))
 def test_best_interval_is_the_best_of_all(seed: int) -> None:
     hits, seen, goal = drawn(seed, 12)
-    first, last, near, matched = best_interval(hits, seen, goal)
+    first, last, near, matched = best_interval(hits.astype(np.int64), seen.astype(np.int64), goal)
     every = (
         goal.value(float(hits[a:b].sum()), float(seen[a:b].sum()))
         for a, b in itertools.combinations(range(13), 2)

@@ -9,7 +9,7 @@ from mechlab.features.index import FeatureIndex, index_of
 from mechlab.features.planted.corpora import fable_text
 from mechlab.features.planted.features import agreement
 from mechlab.features.rules import Clause, Concept, Matcher, Rule, Token, explain_rules, parse_rule
-from mechlab.features.rules.search import OFTEN
+from mechlab.features.rules.grounds import OFTEN
 from mechlab.features.split import Split
 from mechlab.features.text import Text
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
 
 from mechlab.features.rules.atoms import Atom, Position, Token, Within
-from mechlab.features.rules.choosing import Goal, best_interval, best_set, shrunk, worst_set
-from mechlab.features.rules.ground import OFFSETS, REACHES, SCALARS, Ground
+from mechlab.features.rules.choosing import (
+    Goal,
+    best_interval,
+    best_near,
+    best_one,
+    best_words,
+    worst_near,
+    worst_words,
+)
+from mechlab.features.rules.ground import OFFSETS, REACHES, SCALARS, Counts, Ground
 
 MAX_WORDS, MAX_LEFT_OUT, MAX_NEAR = 64, 16, 8
 _SAMPLE = 20_000
@@ -39,6 +48,8 @@ class Choice:
 class Region:
     """Rows on which the atoms of a clause so far hold, and those among them that are active.
 
+    What stands there is counted once; of many rows a sample is counted.
+
     Args:
         rows: the rows; None: all of the text but those that are ``taken``.
         taken: rows that other clauses match.
@@ -57,41 +68,42 @@ class Region:
         self.base = len(active) / max(self.size, 1)
 
     @functools.cached_property
-    def here(self) -> tuple[Int[np.ndarray, "word"], Int[np.ndarray, "word"]]:
-        """Words of the active rows and of all, counted."""
-        return self.at(0)
+    def hits(self) -> Counts:
+        """What stands on and around the active rows."""
+        return self.ground.count(self.active)
 
-    def at(self, offset: int) -> tuple[Int[np.ndarray, "word"], Int[np.ndarray, "word"]]:
-        """Words at an offset from the active rows and from all, counted."""
-        seen = self.ground.at(self.rows, offset)
-        if self.rows is None and self.taken is not None:
-            seen = seen - self.ground.at(self.taken, offset)
-        return self.ground.at(self.active, offset), seen
-
-    def within(self) -> tuple[Int[np.ndarray, "reach word"], Int[np.ndarray, "reach word"]]:
-        """Words near before the active rows and before all, by reach; of many rows from a sample."""
-        reaches = len(REACHES) if self.rows is None else _SHORT
-        hits = self.ground.within(self.active, reaches)
+    @functools.cached_property
+    def seen(self) -> Counts:
+        """What stands on and around all rows."""
         if self.rows is None:
-            seen = self.ground.within(None, reaches)
-            return hits, seen if self.taken is None else seen - self.ground.within(self.taken, reaches)
+            every = self.ground.all
+            return every if self.taken is None else every.less(self.ground.count(self.taken))
+        rows, step = self._sample
+        counts = self.ground.count(rows)
+        return counts if step == 1 else counts.times(step).at_least(self.hits)
+
+    @functools.cached_property
+    def near(
+        self,
+    ) -> tuple[Int[np.ndarray, "near"], Int[np.ndarray, "near reach"], Int[np.ndarray, "near reach"]]:
+        """Words shortly before the rows; before how many active ones, and of all, each is within reach."""
+        ground = self.ground
+        if self.rows is None:
+            words = ground.near(self.active, len(REACHES))
+            seen = ground.within(None, words, len(REACHES))
+            if self.taken is not None:
+                seen = seen - ground.within(self.taken, words, len(REACHES))
+            return words, ground.within(self.active, words, len(REACHES)), seen
+        rows, step = self._sample
+        words = ground.near(np.concatenate([rows, self.active]), _SHORT)
+        hits, seen = ground.within(self.active, words, _SHORT), ground.within(rows, words, _SHORT)
+        return words, hits, seen if step == 1 else np.maximum(seen * step, hits)
+
+    @property
+    def _sample(self) -> tuple[Int[np.ndarray, "sampled"], int]:
+        assert self.rows is not None
         step = -(-len(self.rows) // _SAMPLE)
-        seen = self.ground.within(self.rows[::step], reaches) * step
-        return hits, np.maximum(seen, hits)
-
-    def scalar(self, which: int) -> tuple[float, float]:
-        """Active rows, and rows, on which one of ``SCALARS`` holds."""
-        seen = self.ground.scalar(self.rows, which)
-        if self.rows is None and self.taken is not None:
-            seen -= self.ground.scalar(self.taken, which)
-        return float(self.ground.scalar(self.active, which)), float(seen)
-
-    def positions(self) -> tuple[Int[np.ndarray, "position"], Int[np.ndarray, "position"]]:
-        """Active rows, and rows, at each position."""
-        seen = self.ground.positions(self.rows)
-        if self.rows is None and self.taken is not None:
-            seen = seen - self.ground.positions(self.taken)
-        return self.ground.positions(self.active), seen
+        return np.ascontiguousarray(self.rows[::step]), step
 
 
 def choices(region: Region, goal: Goal, *, further: bool) -> list[Choice]:
@@ -108,109 +120,73 @@ def choices(region: Region, goal: Goal, *, further: bool) -> list[Choice]:
     return sorted(found, key=lambda choice: -choice.worth)
 
 
-def token_choices(region: Region, goal: Goal, offset: int, further: bool) -> list[Choice]:
+def token_choices(region: Region, goal: Goal, offset: int, further: bool) -> Iterator[Choice]:
     """The best words at an offset, and the best to exclude there."""
-    hits, seen = region.here if offset == 0 else region.at(offset)
-    found = []
-    words = np.flatnonzero(hits)
-    if len(words):
-        expected = shrunk(hits[words], seen[words], region.base)
-        chosen, near, matched = best_set(expected, seen[words].astype(np.float64), goal, MAX_WORDS)
-        chosen = words[chosen]
+    which = OFFSETS.index(offset)
+    hits, seen = region.hits.at[which], region.seen.at[which]
+    chosen, near, matched, real = best_words(hits, seen, region.base, goal.plain, MAX_WORDS)
+    if len(chosen):
         atom = Token(_texts(region, chosen), offset)
-        found.append(_choice(goal, atom, near, matched, float(hits[chosen].sum()) - near, len(chosen)))
+        yield _choice(goal, atom, near, matched, real - near, len(chosen))
     if further:
-        made = _exclusion(region, goal, hits, seen, MAX_LEFT_OUT)
-        if made is not None:
-            chosen, left, matched = made
+        total = float(len(region.active)), float(region.size)
+        chosen, near, matched = worst_words(hits, seen, region.base, total, goal.plain, MAX_LEFT_OUT)
+        if len(chosen):
             atom = Token(_texts(region, chosen), offset, True)
-            found.append(_choice(goal, atom, left, matched, 0.0, len(chosen)))
-    return found
+            yield _choice(goal, atom, near, matched, 0.0, len(chosen))
 
 
 def given_choice(region: Region, goal: Goal, atom: Token) -> Choice:
     """An atom whose words are not chosen but given."""
-    hits, seen = region.at(atom.offset)
+    which = OFFSETS.index(atom.offset)
     # Counts are filed under the first of the ids that say the same.
     words = region.ground.first_ids(atom.words)
-    near, matched = float(hits[words].sum()), float(seen[words].sum())
+    near, matched = float(region.hits.at[which, words].sum()), float(region.seen.at[which, words].sum())
     return _choice(goal, atom, near, matched, 0.0, len(atom.words))
 
 
-def within_choices(region: Region, goal: Goal, further: bool) -> list[Choice]:
+def within_choices(region: Region, goal: Goal, further: bool) -> Iterator[Choice]:
     """The best words to have come shortly before, and the best not to have come."""
-    hits, seen = region.within()
-    found = []
-    alone = goal.values(shrunk(hits, seen, region.base), np.maximum(seen, 1.0))
-    reach = int(np.argmax(alone.max(axis=1)))
-    words = np.flatnonzero(hits[reach])
-    if len(words):
-        expected = shrunk(hits[reach, words], seen[reach, words], region.base)
-        chosen, near, matched = best_set(expected, seen[reach, words].astype(np.float64), goal, MAX_NEAR)
-        chosen = words[chosen]
-        atom: Atom = Within(_texts(region, chosen), int(REACHES[reach]))
-        loss = float(hits[reach, chosen].sum()) - near
-        found.append(_choice(goal, atom, near, matched, loss, len(chosen)))
+    words, hits, seen = region.near
+    reach, chosen, near, matched, real = best_near(hits, seen, region.base, goal.plain, MAX_NEAR)
+    if len(chosen):
+        atom = Within(_texts(region, words[chosen]), int(REACHES[reach]))
+        yield _choice(goal, atom, near, matched, real - near, len(chosen))
     if further:
-        level = goal.value(float(len(region.active)), float(region.size))
-        worst = level * seen - (1 + goal.beta**2) * shrunk(hits, seen, region.base)
-        reach = int(np.argmax(worst.max(axis=1)))
-        made = _exclusion(region, goal, hits[reach], seen[reach], MAX_NEAR)
-        if made is not None:
-            chosen, left, matched = made
-            atom = Within(_texts(region, chosen), int(REACHES[reach]), True)
-            found.append(_choice(goal, atom, left, matched, 0.0, len(chosen)))
-    return found
+        total = float(len(region.active)), float(region.size)
+        reach, chosen, near, matched = worst_near(hits, seen, region.base, total, goal.plain, MAX_NEAR)
+        if len(chosen):
+            atom = Within(_texts(region, words[chosen]), int(REACHES[reach]), True)
+            yield _choice(goal, atom, near, matched, 0.0, len(chosen))
 
 
-def _exclusion(
-    region: Region, goal: Goal, hits: Int[np.ndarray, "word"], seen: Int[np.ndarray, "word"], limit: int
-) -> tuple[Int[np.ndarray, "chosen"], float, float] | None:
-    words = np.flatnonzero(seen)
-    expected = shrunk(hits[words], seen[words], region.base)
-    total = float(len(region.active)), float(region.size)
-    chosen, left, matched = worst_set(expected, seen[words].astype(np.float64), total, goal, limit)
-    return (words[chosen], left, matched) if len(chosen) else None
-
-
-def _classes(region: Region, goal: Goal, further: bool) -> list[Choice]:
-    hits, seen = (region.ground.by_class(counts) for counts in region.here)
-    found = []
-    expected = shrunk(hits, seen, region.base)
-    signs = (False, True) if further else (False,)
-    for negated in signs:
-        near = len(region.active) - expected if negated else expected
-        matched = region.size - seen if negated else seen
-        values = goal.values(near, matched.astype(np.float64))
-        values[(matched == 0) | (matched == region.size)] = 0
-        if len(values) and values.max() > 0:
-            which = int(np.argmax(values))
+def _classes(region: Region, goal: Goal, further: bool) -> Iterator[Choice]:
+    hits, seen = region.hits.classes, region.seen.classes
+    for negated in (False, True) if further else (False,):
+        total = float(len(region.active)), float(region.size)
+        which, near, matched = best_one(hits, seen, region.base, total, goal.plain, negated)
+        if which >= 0:
             atom = replace(region.ground.classes[which], negated=negated)
-            loss = 0.0 if negated else float(hits[which] - near[which])
-            found.append(_choice(goal, atom, float(near[which]), float(matched[which]), loss, 1))
-    return found
+            loss = 0.0 if negated else float(hits[which]) - near
+            yield _choice(goal, atom, near, matched, loss, 1)
 
 
-def _scalars(region: Region, goal: Goal, further: bool) -> list[Choice]:
-    found = []
-    for which, atom in enumerate(SCALARS):
-        hits, seen = region.scalar(which)
+def _scalars(region: Region, goal: Goal, further: bool) -> Iterator[Choice]:
+    for atom, hits, seen in zip(SCALARS, region.hits.marks.tolist(), region.seen.marks.tolist(), strict=True):
         if 0 < seen < region.size:
-            found.append(_choice(goal, atom, hits, seen, 0.0, 1))
+            yield _choice(goal, atom, float(hits), float(seen), 0.0, 1)
             if further:
-                without = len(region.active) - hits, region.size - seen
-                found.append(_choice(goal, replace(atom, negated=True), *without, 0.0, 1))
-    return found
+                near, matched = float(len(region.active) - hits), float(region.size - seen)
+                yield _choice(goal, replace(atom, negated=True), max(near, 0.0), max(matched, near), 0.0, 1)
 
 
-def _positions(region: Region, goal: Goal) -> list[Choice]:
-    hits, seen = region.positions()
-    first, last, near, matched = best_interval(hits.astype(np.float64), seen.astype(np.float64), goal)
+def _positions(region: Region, goal: Goal) -> Iterator[Choice]:
+    hits, seen = region.hits.positions, region.seen.positions
+    first, last, near, matched = best_interval(hits, seen, goal)
     occupied = np.flatnonzero(seen)
-    if len(occupied) == 0 or (first <= occupied[0] and last >= occupied[-1]):
-        return []
-    end = None if last >= len(seen) - 1 else last
-    return [_choice(goal, Position(first, end), near, matched, 0.0, 1)]
+    if len(occupied) and (first > occupied[0] or last < occupied[-1]):
+        end = None if last >= len(seen) - 1 else last
+        yield _choice(goal, Position(first, end), near, matched, 0.0, 1)
 
 
 def _choice(goal: Goal, atom: Atom, hits: float, matched: float, loss: float, words: int) -> Choice:

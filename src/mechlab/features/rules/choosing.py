@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
+from numba import njit
 
 PRIOR = 2.0
 """Strength m of the m-estimate, in occurrences."""
@@ -49,19 +51,23 @@ class Goal:
         square = self.beta**2
         return (1 + square) * (self.hits + hits) / (self.matched + matched + square * self.positives)
 
-    def values(
-        self, hits: Float[np.ndarray, "*choice"], matched: Float[np.ndarray, "*choice"]
-    ) -> Float[np.ndarray, "*choice"]:
-        """F when each of the choices, alone, is added."""
+    @property
+    def plain(self) -> tuple[float, float, float, float]:
+        """(1 + β²) TP, 1 + β², NC + β² A and the price, for compiled loops."""
         square = self.beta**2
-        return (1 + square) * (self.hits + hits) / (self.matched + matched + square * self.positives)
+        return (1 + square) * self.hits, 1 + square, self.matched + square * self.positives, self.penalty
 
 
+# numba compiles the plain functions and cannot see through a run-time type check.
+@njit(cache=True, nogil=True)
+@no_type_check
 def shrunk(
-    hits: Int[np.ndarray, "*choice"], seen: Int[np.ndarray, "*choice"], base: float
-) -> Float[np.ndarray, "*choice"]:
+    hits: Shaped[np.ndarray, "choice"], seen: Shaped[np.ndarray, "choice"], base: float
+) -> Shaped[np.ndarray, "choice"]:
     """The m-estimate of ``hits``."""
-    found: np.ndarray = seen * (hits + PRIOR * base) / (seen + PRIOR)
+    found = np.empty(len(hits))
+    for i in range(len(hits)):
+        found[i] = seen[i] * (hits[i] + PRIOR * base) / (seen[i] + PRIOR)
     return found
 
 
@@ -72,26 +78,8 @@ def best_set(
 
     At least one. Returns which, best first, and the sums of their hits and rows.
     """
-    square = goal.beta**2
-    level = float(goal.values(hits, seen).max())
-    order = np.zeros(0, np.int64)
-    for _ in range(20):
-        gain = (1 + square) * hits - level * seen
-        good = np.flatnonzero(gain > 0)
-        if len(good) == 0:
-            break
-        found = good[np.argsort(-gain[good], kind="stable")[:limit]]
-        reached = goal.value(float(hits[found].sum()), float(seen[found].sum()))
-        order = found
-        if reached <= level + 1e-9:
-            break
-        level = reached
-    if len(order) == 0:
-        order = np.array([int(np.argmax(goal.values(hits, seen)))])
-    sums, rows = np.cumsum(hits[order]), np.cumsum(seen[order])
-    price = goal.penalty * np.log2(np.arange(1, len(order) + 1))
-    count = int(np.argmax(goal.values(sums, rows) - price)) + 1
-    return order[:count], float(sums[count - 1]), float(rows[count - 1])
+    chosen, near, matched = best_of(hits, seen, goal.plain, limit)
+    return chosen, near, matched
 
 
 def worst_set(
@@ -105,41 +93,216 @@ def worst_set(
 
     Perhaps none. Returns which, worst first, and the sums of hits and rows that are left.
     """
-    square = goal.beta**2
-    level, order = goal.value(*total), np.zeros(0, np.int64)
+    chosen, left, matched = worst_of(hits, seen, total, goal.plain, limit)
+    return chosen, left, matched
+
+
+def best_interval(
+    hits: Int[np.ndarray, "place"], seen: Int[np.ndarray, "place"], goal: Goal
+) -> tuple[int, int, float, float]:
+    """First and last place (included) of the interval with the best F, and its hits and rows."""
+    first, last, near, matched = _best_interval(hits, seen, goal.plain)
+    return first, last, near, matched
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _largest(gain: Shaped[np.ndarray, "choice"], limit: int) -> Shaped[np.ndarray, "chosen"]:
+    """At most ``limit`` choices that gain something, the one that gains most first."""
+    good = np.flatnonzero(gain > 0)
+    return good[np.argsort(-gain[good], kind="mergesort")[:limit]]
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def best_of(
+    hits: Shaped[np.ndarray, "choice"],
+    seen: Shaped[np.ndarray, "choice"],
+    goal: tuple[float, float, float, float],
+    limit: int,
+) -> tuple[Shaped[np.ndarray, "chosen"], float, float]:
+    """``best_set``, compiled."""
+    have, weight, more, penalty = goal
+    alone = (have + weight * hits) / (more + seen)
+    level = alone.max()
+    order = np.array([np.argmax(alone)])
     for _ in range(20):
-        gain = level * seen - (1 + square) * hits
-        bad = np.flatnonzero(gain > 0)
-        found = bad[np.argsort(-gain[bad], kind="stable")[:limit]]
-        rows = max(total[1] - float(seen[found].sum()), 0.0)
-        reached = goal.value(min(max(total[0] - float(hits[found].sum()), 0.0), rows), rows)
+        found = _largest(weight * hits - level * seen, limit)
+        if len(found) == 0:
+            break
+        order = found
+        reached = (have + weight * hits[found].sum()) / (more + seen[found].sum())
+        if reached <= level + 1e-9:
+            break
+        level = reached
+    near, matched = np.cumsum(hits[order]), np.cumsum(seen[order])
+    price = penalty * np.log2(np.arange(1, len(order) + 1))
+    last = np.argmax((have + weight * near) / (more + matched) - price)
+    return order[: last + 1], near[last], matched[last]
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def worst_of(
+    hits: Shaped[np.ndarray, "choice"],
+    seen: Shaped[np.ndarray, "choice"],
+    total: tuple[float, float],
+    goal: tuple[float, float, float, float],
+    limit: int,
+) -> tuple[Shaped[np.ndarray, "chosen"], float, float]:
+    """``worst_set``, compiled."""
+    have, weight, more, penalty = goal
+    level = (have + weight * total[0]) / (more + total[1])
+    order = np.zeros(0, np.int64)
+    for _ in range(20):
+        found = _largest(level * seen - weight * hits, limit)
+        rows = max(total[1] - seen[found].sum(), 0.0)
+        near = min(max(total[0] - hits[found].sum(), 0.0), rows)
+        reached = (have + weight * near) / (more + rows)
         if reached <= level + 1e-9:
             break
         level, order = reached, found
     if len(order) == 0:
-        return order, *total
+        return order, total[0], total[1]
     # Choices that overlap leave out more than there is.
     left_rows = np.maximum(total[1] - np.cumsum(seen[order]), 0.0)
-    left = np.clip(total[0] - np.cumsum(hits[order]), 0.0, left_rows)
-    price = goal.penalty * np.log2(np.arange(1, len(order) + 1))
-    count = int(np.argmax(goal.values(left, left_rows) - price)) + 1
-    return order[:count], float(left[count - 1]), float(left_rows[count - 1])
+    left = np.minimum(np.maximum(total[0] - np.cumsum(hits[order]), 0.0), left_rows)
+    price = penalty * np.log2(np.arange(1, len(order) + 1))
+    last = np.argmax((have + weight * left) / (more + left_rows) - price)
+    return order[: last + 1], left[last], left_rows[last]
 
 
-def best_interval(
-    hits: Float[np.ndarray, "place"], seen: Float[np.ndarray, "place"], goal: Goal
+@njit(cache=True, nogil=True)
+@no_type_check
+def _best_interval(
+    hits: Shaped[np.ndarray, "place"],
+    seen: Shaped[np.ndarray, "place"],
+    goal: tuple[float, float, float, float],
 ) -> tuple[int, int, float, float]:
-    """First and last place (included) of the interval with the best F, and its hits and rows."""
-    square, level, best = goal.beta**2, -math.inf, (0, len(hits) - 1)
-    trial = goal.value(float(hits.sum()), float(seen.sum()))
+    have, weight, more, _ = goal
+    first, last, near, matched = 0, len(hits) - 1, float(hits.sum()), float(seen.sum())
+    level, trial = -math.inf, (have + weight * near) / (more + matched)
     while trial > level + 1e-9:
         level = trial
-        total = np.concatenate([[0.0], np.cumsum((1 + square) * hits - level * seen)])
-        lowest = np.minimum.accumulate(total)
-        last = int(np.argmax(total[1:] - lowest[:-1]))
-        first = int(np.argmin(total[: last + 1]))
-        trial = goal.value(float(hits[first : last + 1].sum()), float(seen[first : last + 1].sum()))
+        best, total, lowest, start = -math.inf, 0.0, 0.0, 0
+        begin, end = 0, 0
+        for place in range(len(hits)):
+            if total < lowest:
+                lowest, start = total, place
+            total += weight * hits[place] - level * seen[place]
+            if total - lowest > best:
+                best, begin, end = total - lowest, start, place
+        some, rows = float(hits[begin : end + 1].sum()), float(seen[begin : end + 1].sum())
+        trial = (have + weight * some) / (more + rows)
         if trial > level:
-            best = first, last
-    first, last = best
-    return first, last, float(hits[first : last + 1].sum()), float(seen[first : last + 1].sum())
+            first, last, near, matched = begin, end, some, rows
+    return first, last, near, matched
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def best_words(
+    hits: Shaped[np.ndarray, "word"],
+    seen: Shaped[np.ndarray, "word"],
+    base: float,
+    goal: tuple[float, float, float, float],
+    limit: int,
+) -> tuple[Shaped[np.ndarray, "chosen"], float, float, float]:
+    """``best_set`` of words by their counts, hits shrunk; and the chosen words' hits, not shrunk."""
+    words = np.flatnonzero(hits)
+    if len(words) == 0:
+        return words, 0.0, 0.0, 0.0
+    chosen, near, matched = best_of(
+        shrunk(hits[words], seen[words], base), seen[words].astype(np.float64), goal, limit
+    )
+    chosen = words[chosen]
+    return chosen, near, matched, float(hits[chosen].sum())
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def worst_words(
+    hits: Shaped[np.ndarray, "word"],
+    seen: Shaped[np.ndarray, "word"],
+    base: float,
+    total: tuple[float, float],
+    goal: tuple[float, float, float, float],
+    limit: int,
+) -> tuple[Shaped[np.ndarray, "chosen"], float, float]:
+    """``worst_set`` of words by their counts, hits shrunk."""
+    words = np.flatnonzero(seen)
+    expected = shrunk(hits[words], seen[words], base)
+    chosen, left, matched = worst_of(expected, seen[words].astype(np.float64), total, goal, limit)
+    return words[chosen], left, matched
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def best_near(
+    hits: Shaped[np.ndarray, "near reach"],
+    seen: Shaped[np.ndarray, "near reach"],
+    base: float,
+    goal: tuple[float, float, float, float],
+    limit: int,
+) -> tuple[int, Shaped[np.ndarray, "chosen"], float, float, float]:
+    """The reach at which one word is best, and ``best_words`` there."""
+    have, weight, more, _ = goal
+    most, reach = -math.inf, 0
+    for word in range(hits.shape[0]):
+        for at in range(hits.shape[1]):
+            if hits[word, at]:
+                near = seen[word, at] * (hits[word, at] + PRIOR * base) / (seen[word, at] + PRIOR)
+                alone = (have + weight * near) / (more + seen[word, at])
+                if alone > most:
+                    most, reach = alone, at
+    chosen, near, matched, real = best_words(hits[:, reach], seen[:, reach], base, goal, limit)
+    return reach, chosen, near, matched, real
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def worst_near(
+    hits: Shaped[np.ndarray, "near reach"],
+    seen: Shaped[np.ndarray, "near reach"],
+    base: float,
+    total: tuple[float, float],
+    goal: tuple[float, float, float, float],
+    limit: int,
+) -> tuple[int, Shaped[np.ndarray, "chosen"], float, float]:
+    """The reach at which leaving out one word gains most, and ``worst_words`` there."""
+    have, weight, more, _ = goal
+    level = (have + weight * total[0]) / (more + total[1])
+    most, reach = -math.inf, 0
+    for word in range(hits.shape[0]):
+        for at in range(hits.shape[1]):
+            near = seen[word, at] * (hits[word, at] + PRIOR * base) / (seen[word, at] + PRIOR)
+            gain = level * seen[word, at] - weight * near
+            if gain > most:
+                most, reach = gain, at
+    chosen, left, matched = worst_words(hits[:, reach], seen[:, reach], base, total, goal, limit)
+    return reach, chosen, left, matched
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def best_one(
+    hits: Shaped[np.ndarray, "class"],
+    seen: Shaped[np.ndarray, "class"],
+    base: float,
+    total: tuple[float, float],
+    goal: tuple[float, float, float, float],
+    negated: bool,
+) -> tuple[int, float, float]:
+    """The class, or its negation, with the best F, its hits (shrunk) and rows; -1 when none is any use."""
+    have, weight, more, _ = goal
+    most, which, near, matched = 0.0, -1, 0.0, 0.0
+    for one in range(len(hits)):
+        if seen[one] <= 0 or seen[one] >= total[1]:
+            continue
+        some, rows = seen[one] * (hits[one] + PRIOR * base) / (seen[one] + PRIOR), float(seen[one])
+        if negated:
+            some, rows = total[0] - some, total[1] - rows
+        value = (have + weight * some) / (more + rows)
+        if value > most:
+            most, which, near, matched = value, one, some, rows
+    return which, near, matched

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from mechlab.errors import MechlabError, near
 from mechlab.features.rules.atoms import (
@@ -19,13 +20,13 @@ from mechlab.features.rules.atoms import (
     Token,
     Within,
 )
-from mechlab.features.rules.counting import rows_after, stands, stands_within
+from mechlab.features.rules.counting import bits_within, rows_after, stands, stands_within
 from mechlab.features.rules.grammar import Clause, Rule
 from mechlab.features.rules.tables import TextTables
 from mechlab.features.text import Text
 
 KEPT = 4096
-"""Atoms whose token ids are remembered."""
+"""Spellings and lists whose token ids are remembered."""
 
 
 class Matcher:
@@ -89,6 +90,14 @@ class Matcher:
             rows = rows_after(rows, tables.end, atom.reach)
         return rows
 
+    def near_words(self, atom: Within, rows: Int[np.ndarray, "asked"]) -> UInt8[np.ndarray, "asked"]:
+        """Which of the words of an atom (a bit for each of at most 8) come before each of these rows."""
+        bits = np.zeros(len(self.text.vocabulary), np.uint8)
+        for number, word in enumerate(atom.words):
+            bits[self.text.vocabulary.ids((word,))] |= np.uint8(1 << number)
+        found: np.ndarray = bits_within(self.tables.tokens, self.tables.begin, rows, atom.reach, bits)
+        return found
+
     def holds(self, atom: Atom, rows: Int[np.ndarray, "asked"]) -> Bool[np.ndarray, "asked"]:
         """Whether an atom, its negation heeded, holds on each of these rows. Errors as for ``rows``."""
         found = self._holds(atom, rows)
@@ -108,18 +117,13 @@ class Matcher:
             case Induction():
                 found = tables.induction[rows]
             case Within():
-                meant = self._meant(atom)
-                found = stands_within(self.text.tokens, tables.begin, rows, atom.reach, meant)
+                ids, size = self._ids(atom), len(self.text.vocabulary)
+                found = stands_within(tables.tokens, tables.begin, rows, atom.reach, ids, size)
             case _:
                 offset = atom.offset if isinstance(atom, Token) else 0
-                meant = self._meant(atom)
-                found = stands(self.text.tokens, tables.begin, tables.end, rows, offset, meant)
+                ids, size = self._ids(atom), len(self.text.vocabulary)
+                found = stands(tables.tokens, tables.begin, tables.end, rows, offset, ids, size)
         return found
-
-    def _meant(self, atom: Token | Within | Spelling | Concept) -> Bool[np.ndarray, "token"]:
-        meant = np.zeros(len(self.text.vocabulary), bool)
-        meant[self._ids(atom)] = True
-        return meant
 
     def _bound(self, atom: Atom) -> int:
         """A number of rows that an atom hardly exceeds, cheaply."""
@@ -130,19 +134,20 @@ class Matcher:
 
     def _ids(self, atom: Token | Within | Spelling | Concept) -> Int[np.ndarray, "word"]:
         """Token ids that an atom means."""
-        if atom not in self._known:
+        if isinstance(atom, Token | Within):
+            return self.text.vocabulary.ids(atom.words)
+        known = replace(atom, negated=False)
+        if known not in self._known:
             if len(self._known) >= KEPT:
                 self._known.clear()
-            self._known[atom] = self._find(atom)
-        return self._known[atom]
+            self._known[known] = self._find(known)
+        return self._known[known]
 
-    def _find(self, atom: Token | Within | Spelling | Concept) -> Int[np.ndarray, "word"]:
+    def _find(self, atom: Spelling | Concept) -> Int[np.ndarray, "word"]:
         vocabulary = self.text.vocabulary
         if isinstance(atom, Spelling):
             tests = (token for token, text in enumerate(vocabulary.texts) if atom.test(text))
             return np.fromiter(tests, np.int64)
-        if isinstance(atom, Concept):
-            if atom.name not in self.concepts:
-                raise MechlabError("no such list of words", atom.name, near(atom.name, self.concepts))
-            return vocabulary.ids(self.concepts[atom.name])
-        return vocabulary.ids(atom.words)
+        if atom.name not in self.concepts:
+            raise MechlabError("no such list of words", atom.name, near(atom.name, self.concepts))
+        return vocabulary.ids(self.concepts[atom.name])

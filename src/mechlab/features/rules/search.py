@@ -12,15 +12,13 @@ Sources: Fürnkranz (1999), *Separate-and-conquer rule learning*; Dinkelbach (19
 
 from __future__ import annotations
 
-import math
 import os
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mechlab.features.index import FeatureIndex
 from mechlab.features.rules.atoms import Atom, Concept, Spelling, Token, Within
@@ -36,8 +34,7 @@ from mechlab.features.rules.candidates import (
 from mechlab.features.rules.choosing import Goal
 from mechlab.features.rules.grammar import Clause, Rule
 from mechlab.features.rules.ground import Ground
-from mechlab.features.split import Split
-from mechlab.features.text import Text
+from mechlab.features.rules.grounds import Grounds
 
 MAX_CLAUSES, MAX_ATOMS, BEAM = 6, 3, 3
 _PRICE, _PRICE_RARE = 0.003, 0.6
@@ -45,9 +42,6 @@ _PRICE, _PRICE_RARE = 0.003, 0.6
 _RECALL = 3.0
 _ENOUGH = 0.98
 _PURE, _PURE_FEWEST = 0.8, 5
-OFTEN = 2000
-"""Active rows that are enough to learn from."""
-_PARTS = 7_919  # so that the parts do not follow the division of the user, who begins with seed 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +80,7 @@ def explain_rules(
         progress: called with the number of features done and of all.
     """
     wanted = index.live.tolist() if features is None else [f for f in features if index.active[f]]
-    grounds = _Grounds(index.text, concepts or {}, seed)
+    grounds = Grounds(index.text, concepts or {}, seed)
     words = {feature: tuple(dict.fromkeys(some)) for feature, some in (promoted or {}).items()}
     done: dict[int, Rule] = {}
 
@@ -99,37 +93,6 @@ def explain_rules(
             if progress is not None:
                 progress(len(done), len(wanted))
     return done
-
-
-class _Grounds:
-    """The text, and parts of its documents: 1/2, 1/4, …; what is active often is learnt on a part."""
-
-    def __init__(self, text: Text, concepts: Mapping[str, Collection[str]], seed: int) -> None:
-        self.text, self.concepts, self.seed = text, concepts, seed
-        self.whole = Ground(text, concepts)
-        self.parts: dict[int, tuple[Ground, Bool[np.ndarray, "row"], Int[np.ndarray, "row"]]] = {}
-        self.lock = threading.Lock()
-
-    def part(
-        self, rows: Int[np.ndarray, "entry"], values: Float[np.ndarray, "entry"]
-    ) -> tuple[Ground, Int[np.ndarray, "part_entry"], Float[np.ndarray, "part_entry"]]:
-        """A ground on which a feature is active often enough, and its entries there."""
-        rows, values = np.asarray(rows), np.asarray(values)
-        for halvings in range(int(math.log2(max(len(rows) / OFTEN, 1))), 0, -1):
-            ground, keep, number = self.halved(halvings)
-            kept = keep[rows]
-            if kept.sum() >= OFTEN / 2:
-                return ground, number[rows[kept]], values[kept]
-        return self.whole, rows, values
-
-    def halved(self, times: int) -> tuple[Ground, Bool[np.ndarray, "row"], Int[np.ndarray, "row"]]:
-        """The ground, which rows of the text are in it, and their numbers there."""
-        with self.lock:
-            if times not in self.parts:
-                keep = Split(0.5**times, self.seed + _PARTS).explains(self.text.document)
-                number = (np.cumsum(keep) - 1).astype(np.int32)
-                self.parts[times] = Ground(self.text.select(keep), self.concepts), keep, number
-            return self.parts[times]
 
 
 class _Search:
@@ -150,6 +113,7 @@ class _Search:
         self.goal = Goal(float(len(rows)), penalty=price)
         self.taken: Int[np.ndarray, "taken_row"] | None = None
         self.active = rows
+        self.known: dict[tuple[Atom, ...], _Part | None] = {}
 
     def rule(self) -> Rule:
         """The rule."""
@@ -164,9 +128,9 @@ class _Search:
     def cover(self, first: _Part | None) -> tuple[list[tuple[Atom, ...]], float]:
         """Clauses that cover the active rows, and what they are worth; ``first``, if given, is the first."""
         self.goal = replace(self.goal, hits=0.0, matched=0.0)
-        self.taken, self.active = None, self.rows
+        self.taken, self.active, self.known = None, self.rows, {}
         found: list[tuple[Atom, ...]] = []
-        while len(found) < MAX_CLAUSES and len(self.active):
+        while len(found) < MAX_CLAUSES and self.promising(float(len(self.active)), found):
             part = self.clause() if found or first is None else first
             if part is None or (found and part.worth <= self.goal.value(0.0, 0.0)):
                 break
@@ -175,18 +139,24 @@ class _Search:
         price = self.goal.penalty * sum(map(_complexity, found))
         return found, self.goal.value(0.0, 0.0) - price
 
+    def promising(self, left: float, found: list[tuple[Atom, ...]]) -> bool:
+        """Whether a clause more could be worth its price, if it matched what is left and nothing else."""
+        gain = self.goal.value(left, left) - self.goal.value(0.0, 0.0)
+        return left > 0 and (not found or gain > self.goal.penalty)
+
     def pure(self) -> _Part | None:
         """The words on which the feature is nearly always active, when they are a part of its rows.
 
         A feature with several meanings is else explained by words that they share.
         """
-        hits, seen = Region(self.ground, None, None, self.rows).here
+        region = Region(self.ground, None, None, self.rows)
+        hits, seen = region.hits.at[0], region.seen.at[0]
         words = np.flatnonzero(hits >= np.maximum(_PURE * seen, _PURE_FEWEST))
         if not 0.1 < hits[words].sum() / len(self.rows) < 0.95:
             return None
         words = words[np.argsort(-hits[words], kind="stable")][:MAX_WORDS]
         self.goal = replace(self.goal, hits=0.0, matched=0.0)
-        self.taken, self.active = None, self.rows
+        self.taken, self.active, self.known = None, self.rows, {}
         texts = self.ground.text.vocabulary.texts
         return self.made((Token(tuple(texts[word] for word in words.tolist())),), (0.0,))
 
@@ -198,7 +168,7 @@ class _Search:
             self.is_taken = np.zeros(len(self.ground.text), bool)
         self.is_taken[rows] = True
         self.taken = np.flatnonzero(self.is_taken).astype(np.int32)
-        self.active = self.left(self.active)
+        self.active, self.known = self.left(self.active), {}
         hits, matched = self.goal.hits + part.hits, self.goal.matched + float(len(rows))
         self.goal = replace(self.goal, hits=hits, matched=matched)
 
@@ -218,7 +188,7 @@ class _Search:
             narrow.sort(key=lambda choice: -choice.worth)
         empty = _Part((), start)
         seeds = narrow[:BEAM]
-        if narrow[0].worth < _ENOUGH:
+        if self.goal.value(narrow[0].hits, narrow[0].matched) < _ENOUGH:
             wide = choices(start, replace(self.goal, beta=_RECALL), further=False)
             seeds += [each for each in wide[:BEAM] if all(each.atom != seed.atom for seed in seeds)]
         frontier = [self.pruned(part) for seed in seeds if (part := self.add(empty, seed)) is not None]
@@ -226,9 +196,11 @@ class _Search:
             return None
         best = max(frontier, key=lambda part: part.worth)
         for _ in range(MAX_ATOMS - 1):
-            if best.worth > _ENOUGH:
+            if self.value(best) > _ENOUGH:
                 break
-            grown = [made for part in frontier for made in self.grow(part)]
+            grown = [
+                made for part in frontier if self.best_case(part) > best.worth for made in self.grow(part)
+            ]
             grown.sort(key=lambda part: -part.worth)
             frontier = [self.pruned(self.refit(part)) for part in grown[:BEAM]]
             if not frontier:
@@ -238,6 +210,15 @@ class _Search:
                 break
             best = top
         return best
+
+    def value(self, part: _Part) -> float:
+        """F1 with a conjunction."""
+        return self.goal.value(part.hits, float(part.region.size))
+
+    def best_case(self, part: _Part) -> float:
+        """What a conjunction with one atom more is worth at most: if it kept the active rows alone."""
+        price = self.goal.penalty * (_complexity(part.atoms) + 1)
+        return self.goal.value(part.hits, part.hits) - price
 
     def grow(self, part: _Part) -> list[_Part]:
         """A conjunction with one atom more, in its two best ways."""
@@ -280,25 +261,44 @@ class _Search:
         Words that come together count twice when a set is chosen.
         """
         for place, atom in enumerate(part.atoms):
-            if not isinstance(atom, Within):
+            if not isinstance(atom, Within) or atom.negated or len(atom.words) == 1:
                 continue
-            best = atom
-            for word in atom.words[::-1]:
-                if len(best.words) > 1:
-                    fewer = replace(best, words=tuple(each for each in best.words if each != word))
-                    atoms = (*part.atoms[:place], fewer, *part.atoms[place + 1 :])
-                    made = self.made(atoms, part.losses)
-                    if made is not None and made.worth >= part.worth:
-                        part, best = made, fewer
+            rows, active = part.region.rows, part.region.active
+            assert rows is not None
+            of_rows, of_active = self.matcher.near_words(atom, rows), self.matcher.near_words(atom, active)
+            # How many rows have which of the words near them.
+            matched, hits = np.bincount(of_rows, minlength=256), np.bincount(of_active, minlength=256)
+            kept = (1 << len(atom.words)) - 1
+            best = part
+            for number in range(len(atom.words))[::-1]:
+                fewer = kept & ~(1 << number)
+                if not fewer:
+                    continue
+                some = np.arange(256) & fewer != 0
+                words = tuple(word for which, word in enumerate(atom.words) if fewer >> which & 1)
+                atoms = (*part.atoms[:place], replace(atom, words=words), *part.atoms[place + 1 :])
+                left = max(float(hits[some].sum()) - sum(part.losses), 0.0)
+                worth = self.goal.value(left, float(matched[some].sum())) - self.goal.penalty * _complexity(
+                    atoms
+                )
+                if worth >= best.worth and left:
+                    best, kept = replace(best, atoms=atoms, hits=left, worth=worth), fewer
+            if best is not part:
+                part = self.part(
+                    best.atoms, part.losses, rows[of_rows & kept != 0], active[of_active & kept != 0]
+                )
         return part
 
     def made(self, atoms: tuple[Atom, ...], losses: tuple[float, ...]) -> _Part | None:
         """A conjunction from scratch."""
+        if atoms in self.known:
+            return self.known[atoms]
         rows = self.left(self.matcher.clause_rows(Clause(atoms)))
         active = self.active
         for atom in atoms:
             active = active[self.matcher.holds(atom, active)]
-        return self.part(atoms, losses, rows, active) if len(active) else None
+        self.known[atoms] = self.part(atoms, losses, rows, active) if len(active) else None
+        return self.known[atoms]
 
     def left(self, rows: Int[np.ndarray, "row"]) -> Int[np.ndarray, "left_row"]:
         """Those rows that no clause has taken."""
@@ -306,7 +306,8 @@ class _Search:
 
     def refit(self, part: _Part) -> _Part:
         """The conjunction with each atom that has words chosen again, the others being as they are."""
-        for atom in part.atoms:
+        # The last one has just been chosen so.
+        for atom in part.atoms[:-1]:
             if atom.negated or not isinstance(atom, Token | Within | Spelling):
                 continue
             kept = [place for place, other in enumerate(part.atoms) if other is not atom]
