@@ -134,14 +134,14 @@ def test_two_processes_share_a_cache(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_that_are_killed_and_run_at_once_keep_to_one_budget(tmp_path: Path) -> None:
-    budget = 4 * PRICE.nanodollars(most_input(question(0)), 40) / 1e9
+    budget = 6 * PRICE.nanodollars(most_input(question(0)), 40) / 1e9
     with ScriptedServer(_slow) as server:
         killed = _start(server, tmp_path / "cache", 30, budget)
         _until(server, 5)
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        both = [_start(server, tmp_path / "cache", 90, budget) for _ in range(2)]
+        both = [_start(server, tmp_path / "cache", 250, budget) for _ in range(2)]
         outs = [int(process.communicate(timeout=60)[0]) for process in both]
-        assert all(5 <= out < 90 for out in outs)
+        assert all(0 < out < 250 for out in outs)
         spent = job(server.url, tmp_path / "cache").spent.dollars
         assert billed(server.log) <= (spent or 0) <= budget
