@@ -6,15 +6,18 @@ concept; its F1 is measured on test documents. No single dictionary has a latent
 narrow one splits words into broad classes, a wide one into narrow classes, and only later layers know the
 context), so a family is trained in one pass:
 
-    hook_embed                    TopK, k = 1: 16, 24, 32, 48, 64, 96, 128; k = 2: 64, 96, 128, 256 latents
-    blocks.{0,1,2,3}.hook_resid_post   TopK, 128 latents with k = 2 and 256 with k = 4
-    blocks.0.hook_resid_post      BatchTopK, 512 latents, k = 8: also the one whose codes are rewritten
+    hook_embed                      TopK, k = 1: 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128 latents;
+                                    k = 2: 64, 96, 128, 192, 256; k = 3: 64, 128
+                                    BatchTopK, k = 1: 32, 48, 64, 128; k = 2: 64, 96, 128, 192, 256
+    blocks.{0,1,2,3}.hook_resid_post    TopK, 128 latents with k = 2 and 256 with k = 4
+                                    BatchTopK, 256 latents with k = 3
+    blocks.0.hook_resid_post        BatchTopK, 512 latents, k = 8: also the one whose codes are rewritten
 
 A latent is also weakly active on much that it does not stand for. So a feature may be a latent's strong
-activations alone: those of at least ``STRONG`` times the 99th percentile of its activations. At hook_embed
-every latent is two features, plain and strong; behind the blocks it is its strong activations; of the last
-dictionary all latents are plain. The payload lists the dictionaries, and says how many rules were chosen
-among and what the best of them knows alone.
+activations alone: those of at least some share of the 99th percentile of its activations. At hook_embed every
+latent is three features, of shares 0, 0.35 and 0.5; behind the blocks it is one, of share 0.35 (TopK) or
+0.5 (BatchTopK); of the last dictionary all latents are plain. The payload lists the dictionaries; it says how
+many rules were chosen among, and what the best dictionary knows by its own rules alone.
 """
 
 from __future__ import annotations
@@ -45,7 +48,15 @@ from mechlab.sae.topk import TopKConfig
 from mechlab.scores import Score, wilson
 
 KNOWN = 0.8
-STRONG = 0.35
+# Architecture → (k, widths) at the embeddings, where a dictionary sorts the words into classes.
+_CLASSES: dict[type[TopKConfig], tuple[tuple[int, tuple[int, ...]], ...]] = {
+    TopKConfig: (
+        (1, (12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128)),
+        (2, (64, 96, 128, 192, 256)),
+        (3, (64, 128)),
+    ),
+    BatchTopKConfig: ((1, (32, 48, 64, 128)), (2, (64, 96, 128, 192, 256))),
+}
 _EMBED, _BLOCKS = "hook_embed", tuple(f"blocks.{layer}.hook_resid_post" for layer in range(4))
 _FREQUENT = 60
 _LABELLED = 100_000
@@ -60,16 +71,19 @@ def family(tokens: int) -> dict[str, tuple[TopKConfig, tuple[float, ...]]]:
     """
     made: dict[str, tuple[TopKConfig, tuple[float, ...]]] = {}
 
-    def add(config: TopKConfig, *shares: float) -> None:
-        made[f"{config.site}-{config.arch}-{config.d_sae}-{config.k}"] = config, shares
+    def add(kind: type[TopKConfig], site: str, d_sae: int, k: int, *shares: float) -> None:
+        config = kind(site=site, d_sae=d_sae, k=k, tokens=tokens, batch_size=1024)
+        made[f"{site}-{config.arch}-{d_sae}-{k}"] = config, shares
 
-    for width, k in ((16, 1), (24, 1), (32, 1), (48, 1), (64, 1), (96, 1), (128, 1),
-                     (64, 2), (96, 2), (128, 2), (256, 2)):  # fmt: skip
-        add(TopKConfig(site=_EMBED, d_sae=width, k=k, tokens=tokens, batch_size=1024), 0.0, STRONG)
+    for kind, widths_of in _CLASSES.items():
+        for k, widths in widths_of:
+            for width in widths:
+                add(kind, _EMBED, width, k, 0.0, 0.35, 0.5)
     for site in _BLOCKS:
-        for width, k in ((128, 2), (256, 4)):
-            add(TopKConfig(site=site, d_sae=width, k=k, tokens=tokens, batch_size=1024), STRONG)
-    add(BatchTopKConfig(site=_BLOCKS[0], d_sae=512, k=8, tokens=tokens, batch_size=1024), 0.0)
+        add(TopKConfig, site, 128, 2, 0.35)
+        add(TopKConfig, site, 256, 4, 0.35)
+        add(BatchTopKConfig, site, 256, 3, 0.5)
+    add(BatchTopKConfig, _BLOCKS[0], 512, 8, 0.0)
     return made
 
 
@@ -100,11 +114,16 @@ def side_by_side(parts: Sequence[FeatureIndex]) -> tuple[FeatureIndex, Int[np.nd
 
 
 def f1_of(
-    labels: Bool[np.ndarray, "row concept"], rows: Int[np.ndarray, "hit"]
+    labels: Bool[np.ndarray, "row concept"],
+    positives: Int[np.ndarray, "concept"],
+    rows: Int[np.ndarray, "hit"],
 ) -> Float[np.ndarray, "concept"]:
-    """F1 for each concept of saying that these rows, and no others, carry it."""
-    hits = labels[rows].sum(0)
-    value: np.ndarray = 2 * hits / np.maximum(len(rows) + labels.sum(0), 1)
+    """F1 for each concept of saying that these rows, and no others, carry it.
+
+    Args:
+        positives: rows that carry each concept, ``labels.sum(0)``.
+    """
+    value: np.ndarray = 2 * labels[rows].sum(0) / np.maximum(len(rows) + positives, 1)
     return value
 
 
@@ -178,13 +197,14 @@ def best_rules(rules: Sequence[Rule], sources: Sequence[tuple[str, float]]) -> T
     matchers = Matcher(chosen_on), Matcher(held)
     # Labels of other documents: the same numbers of tokens, and nothing to do with the text.
     moved = np.roll(truth, len(truth) // 2, axis=0)
-    f1 = np.stack([f1_of(labels, matchers[0].rows(rule)[0]) for rule in rules])
+    positives, true_positives = labels.sum(0), truth.sum(0)
+    f1 = np.stack([f1_of(labels, positives, matchers[0].rows(rule)[0]) for rule in rules])
     measured: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def measure(best: Int[np.ndarray, "concept"]) -> Float[np.ndarray, "true_or_control concept"]:
         for each in set(best.tolist()) - set(measured):
             rows = matchers[1].rows(rules[each])[0]
-            measured[each] = f1_of(truth, rows), f1_of(moved, rows)
+            measured[each] = f1_of(truth, true_positives, rows), f1_of(moved, true_positives, rows)
         pairs = [
             (measured[each][0][column], measured[each][1][column])
             for column, each in enumerate(best.tolist())
@@ -198,7 +218,7 @@ def best_rules(rules: Sequence[Rule], sources: Sequence[tuple[str, float]]) -> T
         own = np.flatnonzero([source == name for source, _ in sources])
         alone[name] = int((measure(own[f1[own].argmax(0)])[0] >= KNOWN).sum())
     known = int((values >= KNOWN).sum())
-    frequent = np.argsort(-truth.sum(0), kind="stable")[:_FREQUENT]
+    frequent = np.argsort(-true_positives, kind="stable")[:_FREQUENT]
     low, high = wilson(known, len(values))
     single = max(alone, key=lambda name: alone[name])
     return {
@@ -218,7 +238,7 @@ def best_rules(rules: Sequence[Rule], sources: Sequence[tuple[str, float]]) -> T
                 "f1": float(values[column]), "f1_validation": float(f1[best[column], column]),
                 "control": float(control[column]), "dictionary": sources[best[column]][0],
                 "share": sources[best[column]][1], "rule": rules[best[column]].sentence()[:200],
-                "tokens": int(truth[:, column].sum()),
+                "tokens": int(true_positives[column]),
             } for column, concept in enumerate(CONCEPTS)
         },
     }  # fmt: skip
