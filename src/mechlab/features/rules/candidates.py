@@ -22,7 +22,7 @@ from mechlab.features.rules.choosing import (
 from mechlab.features.rules.ground import OFFSETS, REACHES, SCALARS, Counts, Ground
 
 MAX_WORDS, MAX_LEFT_OUT, MAX_NEAR = 64, 16, 8
-_SAMPLE = 20_000
+_SAMPLE = 8_000
 _SHORT = 8
 """How many of ``REACHES`` are tried within a clause."""
 

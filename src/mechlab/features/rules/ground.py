@@ -88,7 +88,7 @@ class Ground:
         self._marks = np.zeros(len(text), np.uint8)
         for which, atom in enumerate(SCALARS):
             self._marks |= self.matcher.holds(atom, every).astype(np.uint8) << np.uint8(which)
-        self._position = text.position.astype(np.int32)
+        self._position = self.matcher.tables.position
         self._last = int(text.position.max(initial=0))
         self._list_classes(concepts)
         self.all = self.count(every)

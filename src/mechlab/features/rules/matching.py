@@ -78,7 +78,9 @@ class Matcher:
     def atom_rows(self, atom: Atom) -> Int[np.ndarray, "hit"]:
         """Rows, ascending, on which an atom holds. Errors as for ``rows``."""
         tables = self.tables
-        if atom.negated or not isinstance(atom, Token | Within | Spelling | Concept):
+        if isinstance(atom, Position | Inside | Repeats | Induction):
+            return np.flatnonzero(self._everywhere(atom) != atom.negated).astype(np.int32)
+        if atom.negated:
             every = np.arange(len(self.text), dtype=np.int32)
             holding: np.ndarray = every[self.holds(atom, every)]
             return holding
@@ -108,14 +110,10 @@ class Matcher:
         found: np.ndarray
         match atom:
             case Position():
-                position = self.text.position[rows]
+                position = tables.position[rows]
                 found = (position >= atom.first) & (atom.last is None or position <= atom.last)
-            case Inside():
-                found = (tables.quotes if atom.what == "quotes" else tables.brackets)[rows]
-            case Repeats():
-                found = tables.repeats[rows]
-            case Induction():
-                found = tables.induction[rows]
+            case Inside() | Repeats() | Induction():
+                found = self._everywhere(atom)[rows]
             case Within():
                 ids, size = self._ids(atom), len(self.text.vocabulary)
                 found = stands_within(tables.tokens, tables.begin, rows, atom.reach, ids, size)
@@ -124,6 +122,20 @@ class Matcher:
                 ids, size = self._ids(atom), len(self.text.vocabulary)
                 found = stands(tables.tokens, tables.begin, tables.end, rows, offset, ids, size)
         return found
+
+    def _everywhere(self, atom: Position | Inside | Repeats | Induction) -> Bool[np.ndarray, "row"]:
+        """Whether an atom holds, negation aside, on every row."""
+        match atom:
+            case Position():
+                position = self.tables.position
+                found: np.ndarray = position >= atom.first
+                return found if atom.last is None else found & (position <= atom.last)
+            case Inside():
+                return self.tables.quotes if atom.what == "quotes" else self.tables.brackets
+            case Repeats():
+                return self.tables.repeats
+            case _:
+                return self.tables.induction
 
     def _bound(self, atom: Atom) -> int:
         """A number of rows that an atom hardly exceeds, cheaply."""

@@ -25,6 +25,7 @@ class TextTables:
     Attributes:
         text: the text.
         tokens: its token ids, in memory.
+        position: the position of each row.
         begin: first row of the passage of each row.
         end: the row after the last one of the passage of each row.
     """
@@ -33,6 +34,7 @@ class TextTables:
         self.text = text
         # Compiled loops are compiled once more for a file, which cannot be written to.
         self.tokens: Int[np.ndarray, "row"] = np.array(text.tokens, np.int32)
+        self.position: Int[np.ndarray, "row"] = text.position.astype(np.int32)
         bounds = text.bounds
         self.begin: Int[np.ndarray, "row"] = np.repeat(bounds[:-1], np.diff(bounds)).astype(np.int32)
         self.end: Int[np.ndarray, "row"] = np.repeat(bounds[1:], np.diff(bounds)).astype(np.int32)
