@@ -86,11 +86,15 @@ def feature_goals(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             null = each["null"]["high"]
             goal(f"functions, {name}: {each['value']:.3f} > {null:.3f}", each["low"] > null)
     if "concepts" in found:
-        count = found["concepts"]["n_known"]
+        table = found["concepts"]
+        count, single = table["n_known"], table["best_single_dictionary"]["n_known"]
         goal(
-            f"concepts: {count} with a rule of F1 >= {KNOWN} on held-out documents, >= {_CONCEPTS}",
+            f"concepts: {count} of {table['n_concepts']} with a rule of F1 >= {KNOWN} on held-out documents,"
+            f" >= {_CONCEPTS} (dictionaries: {len(table['dictionaries'])}; the best of them alone: {single})",
             count >= _CONCEPTS,
         )
+        control = table["n_known_control"]
+        goal(f"concepts: {control} with labels of other documents, 0", control == 0)
     if STORIES in found:
         table = found[STORIES]
         total = table["totals"]["detection"]
