@@ -56,6 +56,7 @@ def test_every_offline_scorer_ranks_true_above_wrong_above_shuffled(world: World
     assert "cheaters" in truth_text({"scorers": table, "goals": []})
 
 
+@pytest.mark.slow
 def test_functions_beat_another_functions_explanation() -> None:
     table = functions(count=10)
     assert set(table) == {"numbers", "strings", "neurons"}

@@ -127,7 +127,7 @@ def test_stopping_early_ends_the_thread_and_closes_the_source(how: str) -> None:
             stream.throw(ValueError("reader"))
     assert closed.is_set()
     assert set(threading.enumerate()) <= before
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 30  # a hang, not a slow machine
 
 
 def test_closing_in_the_middle_of_an_item_waits_for_that_item_only() -> None:
