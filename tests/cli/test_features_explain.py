@@ -146,6 +146,7 @@ def test_answers_without_use_are_counted(
 
 
 @pytest.mark.slow  # it tries for a quarter of a minute
+@pytest.mark.slow
 def test_no_server_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["explain", folder / "index", "--explainer", "llm", "--features", "0-1", "--out", tmp_path / "e"]
     line = refused(capsys, *words, *asking("http://127.0.0.1:9/v1", tmp_path / "answers.sqlite"))
