@@ -7,6 +7,8 @@ import pytest
 
 from mechlab.bench import feature_concepts
 from mechlab.bench.feature_concepts import best_rules, f1_of, family, side_by_side, strong
+from mechlab.bench.feature_tables import feature_goals
+from mechlab.cli.bench_feature_truth import truth_text
 from mechlab.data.fable import lexicon as lex
 from mechlab.features.index import FeatureIndex, index_of
 from mechlab.features.rules import Clause, Rule, Token
@@ -85,3 +87,18 @@ def test_the_best_rule_of_a_concept_is_found_and_shifted_labels_are_not(
     assert found["n_known_alone"]["wide"] == 1
     assert found["best_single_dictionary"] == {"name": "narrow", "n_known": found["n_known"] - 1}
     assert found["rules"] == 4
+
+
+def test_the_table_can_be_read() -> None:
+    rules = [Rule((Clause((Token((word,)),), 1.0),)) for word in (",", " red")]
+    share = {"value": 0.5, "low": 0.4, "high": 0.6}
+    table = {
+        "dictionaries": [{}, {}],
+        **best_rules(rules, [("first", 0.0), ("second", 0.35)]),
+        "rewriting": {"shares": [{"features": 10, "recovered": {**share, "null": share}}]},
+    }
+    goals = feature_goals({"concepts": table})
+    text = truth_text({"concepts": table, "goals": goals})
+    assert "best of 2 rules of 2 dictionaries" in text
+    assert "10 latents" in text
+    assert "MISSED concepts" in text

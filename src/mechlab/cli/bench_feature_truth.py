@@ -76,15 +76,21 @@ def _functions(table: Figures) -> str:
 
 
 def _concepts(table: Figures) -> str:
-    about = table["dictionary"]
-    title = f"concepts: best rule of {about['d_sae']} latents ({about['arch']}, {about['site']}), held out"
-    rows = _columns(title, "F1", "control", "latent", "tokens")
+    title = (
+        f"concepts: best of {table['rules']:,} rules of {len(table['dictionaries'])} dictionaries, held out"
+    )
+    rows = _columns(title, "F1", "control", "tokens", "dictionary")
     ranked = sorted(table["concepts"].items(), key=lambda item: -item[1]["f1"])
     for name, each in ranked:
         rows.add_row(
-            name, f"{each['f1']:.3f}", f"{each['control']:.3f}", str(each["feature"]), f"{each['tokens']:,}"
+            name, f"{each['f1']:.3f}", f"{each['control']:.3f}", f"{each['tokens']:,}", each["dictionary"]
         )
-    said = f"{table['n_known']} of {table['n_concepts']} concepts with F1 >= 0.8; mean {table['f1_mean']:.3f}"
+    single, frequent = table["best_single_dictionary"], table["n_known_of_most_frequent"]
+    said = (
+        f"{table['n_known']} of {table['n_concepts']} concepts with F1 >= 0.8 ({frequent['known']} of the "
+        f"{frequent['of']} most frequent; best single dictionary {single['name']}: {single['n_known']}); "
+        f"mean {table['f1_mean']:.3f}, control {table['control_mean']:.3f}"
+    )
     kept = _columns(
         "rewriting: share of the latents' work on the loss that rules keep", "recovered", "shuffled"
     )
