@@ -138,7 +138,7 @@ def open_artifact(path: Path | str, kind: str | None = None, *, whole: bool = Tr
         raise MechlabError(f"no {kind or 'artifact'} here{unfinished}", path, "run the command that makes it")
     manifest = _read_manifest(path / MANIFEST)
     if kind is not None and manifest.kind != kind:
-        raise MechlabError(f"{path} holds another kind of artifact", manifest.kind, f"a {kind} is needed")
+        raise MechlabError(f"{path} holds another kind of artifact", manifest.kind, f"needed: {kind}")
     for name, expected in manifest.files.items() if whole else ():
         data = path / name
         if not data.is_file() or data.stat().st_size != expected["bytes"]:
