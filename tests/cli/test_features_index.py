@@ -107,3 +107,24 @@ def test_what_is_refused(
     assert "this is no function" in refused(capsys, "--function", "string:digits", *where)
     assert "no dictionary here" in refused(capsys, tmp_path / "none", *where)
     assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--heads --signs", "--signs has no effect with --heads"),
+        ("--function a.py:f --signs", "--signs has no effect with --function"),
+        ("--function a.py:f --share 0.1", "--share has no effect with --function"),
+        ("runs/sae --threshold 0.5", "--threshold has no effect with a dictionary"),
+        ("--site blocks.0.mlp.hook_post --window 3", "--window has no effect with --site"),
+        ("runs/sae --store runs/h --tokens 500", "--tokens has no effect with --store"),
+        ("runs/sae --store runs/h --tokens 100000", "--tokens has no effect with --store"),
+        ("runs/sae --store runs/h --n-ctx 32", "--n-ctx has no effect with --store"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(
+    words: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, *words.split(), "--out", tmp_path / "i")
+    assert said == f"mechlab: {line} (leave it out)"
+    assert not (tmp_path / "i").exists()

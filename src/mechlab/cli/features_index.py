@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from mechlab.features.sources.rows import RowSource
     from mechlab.models.subject import Subject
 
+_TOKENS = 100_000
+# Flags that have no effect beside another one.
+_IGNORED = {
+    "dictionary": ("threshold", "share", "mode", "window"),
+    "site": ("mode", "window"),
+    "heads": ("signs", "mode", "window"),
+    "function": ("signs", "threshold", "share"),
+    "store": ("data", "column", "split", "tokens", "n_ctx", "pack"),
+}
+
 
 class FeaturesIndexConfig(Settings):
     """Index where features are active: a dictionary's latents, or neurons, heads, vectors, functions.
@@ -57,8 +67,8 @@ class FeaturesIndexConfig(Settings):
     """Field of the corpus that holds the text."""
     split: str = "train"
     """Documents to read: train, validation or test."""
-    tokens: int = 100_000
-    """Rows to index, without --store."""
+    tokens: int | None = None
+    """Rows to index, without --store; 100,000 by default."""
     n_ctx: int | None = None
     """Context length in tokens, BOS included; the model's own by default."""
     pack: bool = False
@@ -89,6 +99,7 @@ def index(words: list[str], program: str) -> Outcome:
     """Make an index, or open the one that is there."""
     config = parse(FeaturesIndexConfig, words, program)
     _require_one(config)
+    _refuse_ignored(config)
     require_directory(config.out)
     started = time.perf_counter()
     subject, source = _source(config)
@@ -115,6 +126,17 @@ def _require_one(config: FeaturesIndexConfig) -> None:
         raise MechlabError("vectors need a site", config.vectors, "pass --site")
 
 
+def _refuse_ignored(config: FeaturesIndexConfig) -> None:
+    def given(name: str) -> bool:
+        return bool(getattr(config, name) != FeaturesIndexConfig.model_fields[name].default)
+
+    for name, ignored in _IGNORED.items():
+        for other in filter(given, ignored if given(name) else ()):
+            beside = "a dictionary" if name == "dictionary" else f"--{name}"
+            flag = f"--{other.replace('_', '-')}"
+            raise MechlabError(f"{flag} has no effect with {beside}", remedy="leave it out")
+
+
 def _source(config: FeaturesIndexConfig) -> tuple[Subject, RowSource]:
     from mechlab.activations.store import open_store
     from mechlab.data.corpus import open_corpus
@@ -130,8 +152,9 @@ def _source(config: FeaturesIndexConfig) -> tuple[Subject, RowSource]:
     if store is not None:
         return subject, store_rows(store, subject, device=subject.device)
     corpus = open_corpus(config.data, column=config.column)
+    tokens = _TOKENS if config.tokens is None else config.tokens
     return subject, model_rows(
-        subject, corpus, split=config.split, tokens=config.tokens, n_ctx=config.n_ctx, pack=config.pack
+        subject, corpus, split=config.split, tokens=tokens, n_ctx=config.n_ctx, pack=config.pack
     )
 
 
