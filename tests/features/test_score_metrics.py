@@ -133,6 +133,18 @@ def test_totals_leave_out_what_is_no_number() -> None:
     assert over_features("d", [], 0) is None
 
 
+def test_total_of_one_is_its_own_score() -> None:
+    null = Score("detection", 0.45, 0.3, 0.6, 40, chance=0.5)
+    lost = Score("detection", math.nan, math.nan, math.nan, 0)
+    total = over_features("d", [lost, Score("detection", 0.8, 0.65, 0.9, 40, null, 0.5)], 0)
+    assert total is not None
+    for each in total:
+        assert (each.value, each.low, each.high, each.n, each.chance) == (0.8, 0.65, 0.9, 1, 0.5)
+        assert each.null is not None
+        assert (each.null.value, each.null.low, each.null.high) == (0.45, 0.3, 0.6)
+    assert [each.name for each in total] == ["d", "d, median"]
+
+
 def test_mean_of_many_is_that_of_the_bootstrap() -> None:
     values = np.random.default_rng(4).beta(3, 1, 1500)
     total = over_features("d", [Score("d", float(x), 0.0, 1.0, 1) for x in values], 0)

@@ -161,17 +161,21 @@ def _wilson(p: float, n: int | float) -> tuple[float, float]:
 def over_features(name: str, scores: list[Score], seed: int) -> tuple[Score, Score] | None:
     """Mean (bootstrap over features; Student's interval of few, the normal of many) and median.
 
-    Of the scores that are numbers; each has the same of their nulls beside it. None when none is one.
+    Of the scores that are numbers; each has the same of their nulls beside it. None when none is one. One
+    feature says nothing of others: both are then its score, with its own interval.
     """
-    values = np.array([each.value for each in scores], np.float64)
-    values = values[np.isfinite(values)]
-    if not len(values):
+    known = [each for each in scores if math.isfinite(each.value)]
+    if not known:
         return None
+    values = np.array([each.value for each in known], np.float64)
     nulls = over_features(f"{name}, control", [each.null for each in scores if each.null is not None], seed)
     levels = {each.chance for each in scores}
     chance = levels.pop() if len(levels) == 1 else None
     below = nulls[0] if nulls else None
-    if 1 < len(values) < _FEW:
+    if len(known) == 1:
+        own = replace(known[0], name=name, n=1, null=below)
+        return own, replace(own, name=f"{name}, median", null=nulls[1] if nulls else None)
+    if len(values) < _FEW:
         middle = float(values.mean())
         reach = student(len(values) - 1.0) * float(values.std(ddof=1)) / math.sqrt(len(values))
         average = Score(name, middle, middle - reach, middle + reach, len(values), below, chance)
