@@ -34,6 +34,12 @@ def test_a_log_is_not_flooded(tmp_path: Path) -> None:
     assert len((tmp_path / "log").read_text().splitlines()) <= 2
 
 
+def test_a_line_of_its_own(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as out, Reporter(out) as report:
+        report.say("no connection to http://[::1]:9/v1")
+        assert (tmp_path / "log").read_text() == "mechlab: no connection to http://[::1]:9/v1\n"
+
+
 def test_clock() -> None:
     assert [_clock(s) for s in (5.0, 65.0, 3700.0)] == ["0:05", "1:05", "1:01:40"]
 
@@ -43,6 +49,7 @@ def test_a_real_terminal_gets_a_bar() -> None:
         "from mechlab.cli.progress import Reporter\n"
         "with Reporter() as r:\n"
         "    for i in range(3): r('train', i + 1, 3, {'loss': 0.5})\n"
+        "    r.say('trying again at http://[::1]:9/v1')\n"
     )
     master, slave = pty.openpty()
     child = subprocess.Popen([sys.executable, "-c", code], stderr=slave, env={**os.environ, "TERM": "xterm"})
@@ -51,3 +58,4 @@ def test_a_real_terminal_gets_a_bar() -> None:
     shown = os.read(master, 65536).decode()
     assert "━" in shown
     assert "3/3" in shown
+    assert "mechlab: trying again at http://[::1]:9/v1\r\n" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -81,10 +82,23 @@ def test_what_every_request_would_meet_stops_the_job(tmp_path: Path, fault: str)
 def test_no_server(tmp_path: Path) -> None:
     with ScriptedServer(answer) as server:
         url = server.url
+    said: list[str] = []
     with pytest.raises(MechlabError, match="no language model can be reached") as raised:
-        job(url, tmp_path / "cache", attempts=2).run([question(n) for n in range(5)])
+        job(url, tmp_path / "cache", attempts=3, say=said.append).run([question(n) for n in range(5)])
     assert "\n" not in str(raised.value)
     assert url in str(raised.value)
+    # One line for all five requests at every attempt.
+    assert [re.sub(r"in \S+ s", "in N s", line) for line in said] == [
+        f"no connection to {url}, trying again in N s ({attempt} of 3)" for attempt in (2, 3)
+    ]
+
+
+def test_of_a_server_that_is_there_nothing_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    with ScriptedServer(answer, faults=first("500", "drop")) as server:
+        job(server.url, tmp_path / "cache", say=said.append).run([question(1)])
+        assert len(server.log) == 3
+    assert not said
 
 
 def test_answers_of_the_wrong_form_are_failures_and_asked_again_once(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mechlab.cli.outcome import Outcome
+from mechlab.cli.progress import Reporter
 from mechlab.errors import MechlabError
 from mechlab.settings import Settings
 
@@ -39,9 +40,7 @@ class LanguageModelConfig(Settings):
     """Only say what would be asked and what it would cost."""
 
 
-def open_job(
-    config: LanguageModelConfig, progress: Callable[[str, int, int, dict[str, float]], None], stage: str
-) -> LlmJob:
+def open_job(config: LanguageModelConfig, reporter: Reporter, stage: str) -> LlmJob:
     """The job of a command; close it. MechlabError when no model is named or settings do not fit together."""
     from mechlab.features.llm.job import LlmJob
     from mechlab.features.llm.ledger import Price
@@ -59,7 +58,7 @@ def open_job(
         raise MechlabError("budget without prices", config.budget, "pass --price-in and --price-out")
 
     def report(done: int, total: int, dollars: float | None) -> None:
-        progress(stage, done, total, {} if dollars is None else {"dollars": dollars})
+        reporter(stage, done, total, {} if dollars is None else {"dollars": dollars})
 
     client = _client(config)
     # A dry run leaves nothing behind, not even an empty file of answers.
@@ -67,7 +66,7 @@ def open_job(
     return LlmJob(
         client, ":memory:" if nowhere else config.cache, budget=config.budget,
         prices={} if price is None else {client.model: price},
-        concurrency=config.concurrency, dry_run=config.dry_run, progress=report,
+        concurrency=config.concurrency, dry_run=config.dry_run, progress=report, say=reporter.say,
     )  # fmt: skip
 
 

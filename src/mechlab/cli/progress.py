@@ -55,6 +55,13 @@ class Reporter:
                 self._bars.update(task.id, total=1, completed=1)
                 self._bars.stop_task(task.id)
 
+    def say(self, line: str) -> None:
+        """One line, above the bars on a terminal."""
+        if self._bars is not None:
+            self._bars.console.print(f"mechlab: {line}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(f"mechlab: {line}", file=self._stream, flush=True)
+
     def __call__(self, stage: str, done: int, total: int, figures: dict[str, float]) -> None:
         now = time.monotonic()
         start, first = self._started.setdefault(stage, (now, done))

@@ -60,6 +60,7 @@ class LlmJob:
         dry_run: send nothing. What is not in the cache comes back as a failure ("budget"), and
             ``planned`` says what it would have cost: of everything that uses the job.
         progress: called with the number done, the total and the dollars spent (None: price unknown).
+        say: told in a line when no server is there and it is tried again.
 
     Raises MechlabError for a budget without the model's price, or a cache that cannot be used.
     """
@@ -77,6 +78,7 @@ class LlmJob:
         again: int = 1,
         dry_run: bool = False,
         progress: Progress | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         for name, value, least in (
             ("concurrency", concurrency, 1),
@@ -91,7 +93,7 @@ class LlmJob:
         self._prices = dict(prices or {})
         self._ledger = Ledger(self._cache, budget=budget, prices=self._prices)
         self._concurrency, self._attempts, self._wait, self._again = concurrency, attempts, wait, again
-        self._progress, self._dry_run = progress, dry_run
+        self._progress, self._say, self._dry_run = progress, say, dry_run
         self._planned: list[Request] = []
 
     @property
@@ -178,6 +180,7 @@ class LlmJob:
             self._attempts,
             self._wait,
             self._again,
+            self._say,
         )
         finished = 0
 

@@ -34,6 +34,7 @@ class Batch:
         attempts: how often a request is sent at most.
         wait: seconds before the second sending; doubled every time.
         again: how often more is asked after an answer of the wrong form.
+        say: told when no server is there and it is tried again, once for all requests that wait alike.
     """
 
     client: Client
@@ -43,9 +44,11 @@ class Batch:
     attempts: int
     wait: float
     again: int
+    say: Callable[[str], None] | None = None
     _flying: set[asyncio.Task[Reply]] = field(default_factory=set)
     _asked: dict[str, asyncio.Task[Reply | Failure]] = field(default_factory=dict)
     _reached: bool = False
+    _said: int = 0
 
     def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.concurrency)
@@ -98,7 +101,10 @@ class Batch:
         attempt, failed = 0, CallFailed("http", "never sent", retry=True)
         while attempt < self.attempts and failed.retry:
             if attempt:
-                await asyncio.sleep(self._pause(key, attempt, failed.after))
+                pause = self._pause(key, attempt, failed.after)
+                if failed.unreachable:
+                    self._say_again(attempt, pause)
+                await asyncio.sleep(pause)
             entry = await self._reserve(request, key)
             if entry is None:
                 return Failure("budget", "the budget has no room for it", attempt)
@@ -109,7 +115,7 @@ class Batch:
                 failed = error
                 self._reached |= not error.unreachable
             else:
-                self._reached = True
+                self._reached, self._said = True, 0
                 return checked(request, reply, attempt)
             if failed.after is not None and failed.after > PATIENCE:
                 why = f"{failed.message} (asks to wait {failed.after:.0f} s)"
@@ -146,6 +152,12 @@ class Batch:
                 return None
             await asyncio.wait(self._flying, return_when=asyncio.FIRST_COMPLETED)
         return entry
+
+    def _say_again(self, attempt: int, pause: float) -> None:
+        if self.say is not None and attempt > self._said:
+            self._said = attempt
+            where = f"no connection to {self.client.endpoint}"
+            self.say(f"{where}, trying again in {pause:.2g} s ({attempt + 1} of {self.attempts})")
 
     def _pause(self, key: str, attempt: int, asked: float | None) -> float:
         """Seconds: what the server asked for, else exponential; both spread out, so that crowds disperse."""
