@@ -69,6 +69,7 @@ def test_a_good_judge_is_usable(index: FeatureIndex, tmp_path: Path) -> None:
     assert audit.scores["order"].beats_null
     assert audit.scores["order"].null is not None
     assert audit.scores["order"].null_at_chance
+    assert audit.scores["explanation"].high < 0.7
     assert audit.scores["yes rate"].value == 0.5
     assert audit.scores["blind"].low < 0.5 < audit.scores["blind"].high
     assert audit.scores["own words"].value == 0
@@ -78,6 +79,24 @@ def test_a_good_judge_is_usable(index: FeatureIndex, tmp_path: Path) -> None:
 
 def _coin(text: str) -> int:
     return hashlib.sha256(text.encode()).digest()[0] % 2
+
+
+def test_a_coin_of_the_window_whatever_the_explanation(index: FeatureIndex, tmp_path: Path) -> None:
+    """Steady under every order and wording, says yes half the time, knows nothing."""
+
+    def twist(_: Grader, body: Body, answers: list[int]) -> list[int]:
+        lines = [line for line in body["messages"][-1]["content"].split("\n") if line.startswith("Window")]
+        return [_coin(line.split(" (", 1)[1]) for line in lines]
+
+    audit = _audit(index, tmp_path, twist)
+    assert audit.problems == ("verdicts do not depend on the explanation (100% stay by another feature's)",)
+
+
+def test_one_feature_has_no_other_explanation(index: FeatureIndex, tmp_path: Path) -> None:
+    with ScriptedServer(Grader(index.text, WIDTH)) as server:
+        audit = audit_judge(job(server.url, tmp_path / "cache"), index.text, _questions(index)[:1])
+    assert audit.scores["explanation"].n == 0
+    assert "depend on the explanation" not in audit.verdict
 
 
 def test_always_yes(index: FeatureIndex, tmp_path: Path) -> None:
@@ -93,8 +112,9 @@ def test_always_no(index: FeatureIndex, tmp_path: Path) -> None:
 
 def test_yes_to_whatever_comes_first(index: FeatureIndex, tmp_path: Path) -> None:
     audit = _audit(index, tmp_path, lambda _, __, answers: [1, 1, 1, 1, 0, 0, 0, 0][: len(answers)])
-    assert len(audit.problems) == 1
+    assert len(audit.problems) == 2
     assert "depend on the order" in audit.verdict
+    assert "do not depend on the explanation" in audit.verdict
     assert not audit.scores["order"].beats_null
 
 

@@ -4,6 +4,9 @@ Probes, all on the same items:
 
 - order: do its verdicts stay when every batch is reversed?
 - wording: do they stay under other instructions that ask the same?
+- explanation: do they change, more than by order or wording, when another feature's explanation is shown?
+  Those of a judge that looks at the windows only do not. Whether they are then less often right is no
+  test: where the explanations are poor they are not, however good the judge.
 - yes rate: half the items are positives; does it say yes (or no) whatever is asked?
 - blind: without an explanation, can it tell positives all the same? Then the items give themselves away.
 - own words: it rewrites every explanation, nothing added; is it more often right by its own words?
@@ -31,7 +34,7 @@ from mechlab.features.llm.job import LlmJob
 from mechlab.features.llm.judge import BATCH, LlmJudge
 from mechlab.features.llm.schema import STRING, parse, record
 from mechlab.features.scoring.items import INTRUDER, Question
-from mechlab.features.scoring.metrics import balanced_accuracy, derangement, share
+from mechlab.features.scoring.metrics import balanced_accuracy, derangement, difference, lenders, share
 from mechlab.features.text import Text
 from mechlab.scores import Score, ratio, score
 
@@ -52,9 +55,10 @@ class Audit:
     """What the probes found.
 
     Attributes:
-        scores: "order" and "wording" (share of verdicts that stay; null: with a verdict on another
-            item), "yes rate", "blind" (balanced accuracy without an explanation), "own words" (gain in
-            balanced accuracy; null: the gain from reversing batches), "no answer" (share of items).
+        scores: "order", "wording" and "explanation" (share of verdicts that stay; null: with a verdict on
+            another item; the last is NaN when all questions are about one feature), "yes rate", "blind"
+            (balanced accuracy without an explanation), "own words" (gain in balanced accuracy; null: the
+            gain from reversing batches), "no answer" (share of items).
         problems: what makes the judge unfit, in words; none: it is usable.
     """
 
@@ -82,7 +86,7 @@ def audit_judge(
 ) -> Audit:
     """Audit the job's model as a judge on some of the questions that it is to answer.
 
-    Costs five times as much as judging the questions once (less what is cached). A few hundred items
+    Costs six times as much as judging the questions once (less what is cached). A few hundred items
     suffice for intervals of ± 0.05.
 
     Raises MechlabError for intruder tests, for no questions, and as ``LlmJob.run`` does.
@@ -96,13 +100,17 @@ def audit_judge(
     plain = answers(questions)
     backwards = answers(questions, reverse=True)
     reworded = answers(questions, wording=1)
+    others = lenders([each.explanation.feature for each in questions], np.random.default_rng(seed)) or []
+    lent = answers(
+        [Question(questions[other].explanation, questions[place].items) for place, other in enumerate(others)]
+    )
     blind = answers([_saying(question, "") for question in questions])
     rewritten = own_words(job, [question.explanation for question in questions])
     kept = [place for place, each in enumerate(rewritten) if each is not None]
     mine = [_saying(questions[place], rewritten[place] or "") for place in kept]
     own = answers(mine)
 
-    every = np.concatenate([*plain, *backwards, *reworded, *blind, *own])
+    every = np.concatenate([*plain, *backwards, *reworded, *lent, *blind, *own])
     known = _verdicts(plain)[~np.isnan(np.concatenate(plain))]
     same = [questions[place] for place in kept]
     gain = _gain("own words", same, own, [plain[place] for place in kept], seed)
@@ -110,6 +118,7 @@ def audit_judge(
     scores = {
         "order": _agreement("order", plain, backwards, seed),
         "wording": _agreement("wording", plain, reworded, seed),
+        "explanation": _agreement("explanation", plain[: len(lent)], lent, seed),
         "yes rate": share("yes rate", int(known.sum()), len(known), chance=0.5),
         "blind": _accuracy("blind", questions, blind),
         "own words": replace(gain, null=noise, chance=0.0),
@@ -146,6 +155,8 @@ def _verdicts(answers: Answers) -> Bool[np.ndarray, "item"]:
 
 
 def _agreement(name: str, one: Answers, other: Answers, seed: int) -> Score:
+    if not one:
+        return share(name, 0, 0)
     known = ~np.isnan(np.concatenate(one)) & ~np.isnan(np.concatenate(other))
     left, right = _verdicts(one)[known], _verdicts(other)[known]
     if len(left) < 2:
@@ -198,6 +209,11 @@ def _problems(scores: Mapping[str, Score]) -> list[str]:
     rate = scores["yes rate"].value
     if not EXTREME < rate < 1 - EXTREME:
         found.append(f"says {'yes' if rate > 0.5 else 'no'} whatever it is asked ({rate:.0%} yes)")
+    elif scores["explanation"].n:
+        steadiest = max(scores["order"], scores["wording"], key=lambda each: each.value)
+        if not difference("explanation", steadiest, scores["explanation"]).low > 0:
+            stay = f"{scores['explanation'].value:.0%} stay by another feature's"
+            found.append(f"verdicts do not depend on the explanation ({stay})")
     if scores["blind"].low > GIVEN_AWAY:
         found.append(f"is right without an explanation ({scores['blind'].value:.2f})")
     if scores["own words"].low > 0:
