@@ -1,4 +1,4 @@
-"""What the commands on features read beside an index: its dictionary, words promoted, lists of words."""
+"""What the commands on features are given beside an index: some of its features, its dictionary, words."""
 
 from __future__ import annotations
 
@@ -11,12 +11,27 @@ from mechlab.errors import MechlabError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mechlab.artifacts import Artifact
     from mechlab.features.index import FeatureIndex
     from mechlab.models.subject import Subject
     from mechlab.sae.dictionary import Dictionary
 
 # Of an index's inputs, those that say on which text it is.
 _TEXT = ("text", "activations")
+_DIGITS, _MOST = 10, 10_000_000
+
+
+def ranges(words: str) -> list[int]:
+    """Numbers of "3,17,40-49", ascending. MechlabError for anything else."""
+    found: set[int] = set()
+    for part in words.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise MechlabError("features cannot be read", words, "like 0-99 or 3,17,40-49")
+        if len(last or first) > _DIGITS or (dash and int(last) - int(first) > _MOST):
+            raise MechlabError("too many features are named", words, f"{_MOST:,} at a time")
+        found.update(range(int(first), int(last if dash else first) + 1))
+    return sorted(found)
 
 
 def subject_name(subject: str, index: FeatureIndex) -> str:
@@ -37,6 +52,12 @@ def opened(
 
     if dictionary is None:
         raise MechlabError("no dictionary is named", remedy="pass --dictionary, the one that was indexed")
+    kind = index.about.get("kind")
+    if kind not in (None, "dictionary"):
+        names = index.about.get("site") or ", ".join(index.about.get("names", ()))
+        raise MechlabError(
+            "index was not made from a dictionary", f"{path} is of {kind} {names}", "leave --dictionary out"
+        )
     found, indexed = load_sae(dictionary), open_artifact(path).manifest.inputs.get("dictionary")
     own = found.artifact.manifest.fingerprint
     if indexed not in (None, own) or index.n_features not in (found.sae.d_sae, 2 * found.sae.d_sae):
@@ -72,6 +93,15 @@ def features_fingerprint(path: Path, index: FeatureIndex) -> str:
     made_from = {role: value for role, value in inputs.items() if role not in _TEXT}
     about = {name: value for name, value in index.about.items() if name != "text"}
     return fingerprint([made_from, about, index.n_features])
+
+
+def require_same_features(explanations: Artifact, path: Path, index: FeatureIndex) -> None:
+    """MechlabError when explanations are known to be of others than the features of the index at ``path``."""
+    known = explanations.manifest.inputs.get("features")
+    if known not in (None, features_fingerprint(path, index)):
+        raise MechlabError(
+            "explanations are of other features", explanations.path, f"give those of the features of {path}"
+        )
 
 
 def read_concepts(path: Path) -> dict[str, list[str]]:
