@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mechlab.activations.harvest import harvest
 from mechlab.activations.store import open_store
-from mechlab.cli.features_export import ranges
+from mechlab.cli.features_inputs import ranges
 from mechlab.cli.main import main
 from mechlab.data.corpus import open_corpus
 from mechlab.errors import MechlabError
@@ -27,9 +28,9 @@ from mechlab.features.formats.saedashboard import read_saedashboard
 from mechlab.features.formats.upload_batch import read_upload_batch
 from mechlab.features.notes import add_note
 from mechlab.features.scoring.scorecard import Scorecard, Scored, save_scores
-from mechlab.features.sources import index_dictionary, store_rows
+from mechlab.features.sources import index_dictionary, index_vectors, store_rows
 from mechlab.models.subject import load_model
-from mechlab.sae.dictionary import train_sae
+from mechlab.sae.dictionary import load_sae, train_sae
 from mechlab.sae.topk import TopKConfig
 from mechlab.scores import Score
 
@@ -174,6 +175,21 @@ def test_another_dictionary_of_the_same_size_is_refused(
     train_sae(open_store(made / "store"), tmp_path / "other", config)
     assert run(made / "index", "--dictionary", tmp_path / "other", "--out", tmp_path / "out") == 2
     assert "not the one that was indexed" in capsys.readouterr().err
+
+
+def test_an_index_of_something_else_takes_no_dictionary(
+    made: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = load_model(tiny_model)
+    source = store_rows(open_store(made / "store"), subject)
+    index = index_vectors(torch.eye(24, 16), SITE, source, tmp_path / "vectors")
+    assert index.n_features == load_sae(made / "sae").sae.d_sae
+    words = ["--dictionary", made / "sae", "--out", tmp_path / "out"]
+    assert run(tmp_path / "vectors", *words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "index was not made from a dictionary" in line
+    assert f"vectors is of vectors {SITE} (leave --dictionary out)" in line
+    assert run(tmp_path / "vectors", "--out", tmp_path / "out") == 0
 
 
 def test_ranges() -> None:

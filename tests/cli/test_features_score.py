@@ -19,6 +19,7 @@ from cli.features_made import LATENTS, WIDTH, asking, held_out, made, payload, r
 from features.llm_questions import billed
 from mechlab.features.building import load_index
 from mechlab.features.explanations import Explanations, load_explanations, save_explanations
+from mechlab.features.llm import sending
 from mechlab.features.llm.server import ScriptedServer, first
 from mechlab.features.scoring.scorecard import load_scores
 
@@ -97,6 +98,17 @@ def test_some_features_only(folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert "another features" in refused(capsys, *scoring(folder, tmp_path / "s", "--scorers", "tokens"))
 
 
+def test_one_feature_has_its_own_interval(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = said(capsys, *scoring(folder, tmp_path / "s", "--scorers", "detection", "--features", 0))
+    assert text.startswith(f"1 feature scored: {tmp_path / 's'}\n")
+    own = load_scores(tmp_path / "s").of("detection")[0].score
+    assert 0 < own.high - own.low < 0.5
+    [row] = [cells for cells in rows(text) if cells[0] == "detection"]
+    assert row[1:3] == [f"{own.value:.3f}", f"{own.low:.3f}, {own.high:.3f}"]
+
+
 def test_what_has_no_score_is_counted_with_the_reason(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +170,20 @@ def test_a_language_model_judges_and_is_audited(
         assert f"judge: {found['audit']['verdict']}" in text
         assert f"{found['spent']['answers']:,} answers in" in text
         assert len(server.log) == sent
+
+
+def test_waiting_for_a_server_is_shown(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "LONGEST_WAIT", 0.01)
+    with ScriptedServer(lambda body: "") as server:
+        url = server.url
+    llm = ["--judge", "llm", *asking(url, tmp_path / "answers.sqlite"), "--features", "0"]
+    assert run(*scoring(folder, tmp_path / "s", "--scorers", "detection", *llm)) == 2
+    *waits, last = capsys.readouterr().err.splitlines()
+    assert [line.split(" in ")[0] for line in waits] == [f"mechlab: no connection to {url}, trying again"] * 5
+    assert [line.split(" s ")[1] for line in waits] == [f"({attempt} of 6)" for attempt in range(2, 7)]
+    assert "no language model can be reached" in last
 
 
 def test_a_dry_run_sends_and_writes_nothing(

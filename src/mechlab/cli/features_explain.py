@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from mechlab.cli.features_export import ranges
-from mechlab.cli.features_inputs import features_fingerprint, read_concepts
+from mechlab.cli.features_inputs import features_fingerprint, ranges, read_concepts
 from mechlab.cli.language_model import (
     LanguageModelConfig,
     asked_of,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from mechlab.cli.features_inputs import opened, ranges, require_same_features
 from mechlab.cli.outcome import Outcome
 from mechlab.cli.outputs import require_directory
 from mechlab.cli.parse import parse
@@ -17,9 +18,6 @@ from mechlab.settings import Settings
 if TYPE_CHECKING:
     from mechlab.features.formats.material import Material
     from mechlab.features.index import FeatureIndex
-
-
-_DIGITS, _MOST = 10, 10_000_000
 
 
 class ExportConfig(Settings):
@@ -103,22 +101,8 @@ def export(words: list[str], program: str) -> Outcome:
     return Outcome(payload, text)
 
 
-def ranges(words: str) -> list[int]:
-    """Numbers of "3,17,40-49", ascending. MechlabError for anything else."""
-    found: set[int] = set()
-    for part in words.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise MechlabError("features cannot be read", words, "like 0-99 or 3,17,40-49")
-        if len(last or first) > _DIGITS or (dash and int(last) - int(first) > _MOST):
-            raise MechlabError("too many features are named", words, f"{_MOST:,} at a time")
-        found.update(range(int(first), int(last if dash else first) + 1))
-    return sorted(found)
-
-
 def _material(config: ExportConfig, index: FeatureIndex, wanted: list[int] | None) -> Material:
     from mechlab.artifacts import open_artifact
-    from mechlab.cli.features_inputs import features_fingerprint, opened
     from mechlab.features.explanations import load_explanations
     from mechlab.features.formats.collect import collect
     from mechlab.features.notes import read_notes
@@ -138,10 +122,7 @@ def _material(config: ExportConfig, index: FeatureIndex, wanted: list[int] | Non
                 f"{explanations.n_features} features, not {index.n_features}",
                 "check --explanations",
             )
-        if made.manifest.inputs.get("features") not in (None, features_fingerprint(config.index, index)):
-            raise MechlabError(
-                "explanations are of other features", config.explanations, "check --explanations"
-            )
+        require_same_features(made, config.index, index)
     judge = ""
     if config.scores is not None:
         if explanations is None:

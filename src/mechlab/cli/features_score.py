@@ -12,8 +12,7 @@ import numpy as np
 import tyro
 
 from mechlab.cli.features_explain import cut
-from mechlab.cli.features_export import ranges
-from mechlab.cli.features_inputs import features_fingerprint, read_concepts
+from mechlab.cli.features_inputs import ranges, read_concepts, require_same_features
 from mechlab.cli.features_judges import judge_name
 from mechlab.cli.features_scorers import Scoring, wanted_scorers
 from mechlab.cli.language_model import (
@@ -33,7 +32,6 @@ from mechlab.cli.score_table import score_table
 from mechlab.errors import MechlabError
 
 if TYPE_CHECKING:
-    from mechlab.artifacts import Artifact
     from mechlab.features.explanations import Explanations
     from mechlab.features.index import FeatureIndex
     from mechlab.features.llm.job import LlmJob
@@ -106,7 +104,7 @@ def score(words: list[str], program: str) -> Outcome:
     require_directory(config.out)
     said, whole = open_artifact(config.explanations, KIND), load_index(config.index)
     explanations = _chosen(config, load_explanations(config.explanations), whole)
-    _same_features(config, said, whole)
+    require_same_features(said, config.index, whole)
     seen = np.isin(whole.text.document, np.array(explanations.documents, np.int64))
     if seen.all():
         raise MechlabError(
@@ -173,13 +171,6 @@ def _chosen(config: ScoreConfig, explanations: Explanations, index: FeatureIndex
     return explanations
 
 
-def _same_features(config: ScoreConfig, said: Artifact, index: FeatureIndex) -> None:
-    """MechlabError when the explanations are known to be of the features of another dictionary."""
-    known = said.manifest.inputs.get("features")
-    if known not in (None, features_fingerprint(config.index, index)):
-        raise MechlabError("explanations are of other features", config.explanations, "check --index")
-
-
 def _outcome(config: ScoreConfig, card: Scorecard, money: dict[str, Any]) -> Outcome:
     totals = card.totals()
     features = len({each.feature for each in card})
@@ -204,7 +195,8 @@ def _outcome(config: ScoreConfig, card: Scorecard, money: dict[str, Any]) -> Out
         **({"audit": card.audit} if card.audit is not None else {}),
         **({"spent": money} if money else {}),
     }
-    lines = [f"{features:,} features scored, means over features: {config.out}"]
+    what = "1 feature scored" if features == 1 else f"{features:,} features scored, means over features"
+    lines = [f"{what}: {config.out}"]
     for explainer in dict.fromkeys(each.explainer for each in totals):
         rows = [(each.scorer, each.mean) for each in totals if each.explainer == explainer]
         lines += [explainer or "no explanation needed", score_table(rows)]
