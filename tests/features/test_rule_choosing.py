@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mechlab.features.rules.choosing import Goal, best_interval, best_set, shrunk, worst_set
+from mechlab.features.rules.choosing import Goal, best_interval, best_of, shrunk, worst_of
 
 
 def drawn(seed: int, size: int) -> tuple[np.ndarray, np.ndarray, Goal]:
@@ -23,7 +23,7 @@ def drawn(seed: int, size: int) -> tuple[np.ndarray, np.ndarray, Goal]:
 @pytest.mark.parametrize("seed", range(25))
 def test_best_set_is_the_best_of_all(seed: int) -> None:
     hits, seen, goal = drawn(seed, 9)
-    chosen, near, matched = best_set(hits, seen, goal, 9)
+    chosen, near, matched = best_of(hits, seen, goal.plain, 9)
     every = (
         goal.value(float(hits[list(some)].sum()), float(seen[list(some)].sum()))
         for count in range(1, 10)
@@ -37,7 +37,7 @@ def test_best_set_is_the_best_of_all(seed: int) -> None:
 def test_worst_set_leaves_the_best(seed: int) -> None:
     hits, seen, goal = drawn(seed, 9)
     total = float(hits.sum()), float(seen.sum())
-    chosen, left, matched = worst_set(hits, seen, total, goal, 9)
+    chosen, left, matched = worst_of(hits, seen, total, goal.plain, 9)
     every = (
         goal.value(total[0] - float(hits[list(some)].sum()), total[1] - float(seen[list(some)].sum()))
         for count in range(9)
@@ -61,8 +61,8 @@ def test_best_interval_is_the_best_of_all(seed: int) -> None:
 
 def test_a_price_on_words_keeps_sets_small() -> None:
     hits, seen = np.array([50.0, 1.0, 1.0, 1.0]), np.array([50.0, 1.0, 1.0, 1.0])
-    assert len(best_set(hits, seen, Goal(53.0), 4)[0]) == 4
-    assert len(best_set(hits, seen, Goal(53.0, penalty=0.05), 4)[0]) == 1
+    assert len(best_of(hits, seen, Goal(53.0).plain, 4)[0]) == 4
+    assert len(best_of(hits, seen, Goal(53.0, penalty=0.05).plain, 4)[0]) == 1
 
 
 def test_rare_words_are_drawn_to_the_base_rate() -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 from numba import njit
 
 PRIOR = 2.0
@@ -62,39 +62,10 @@ class Goal:
 @njit(cache=True, nogil=True)
 @no_type_check
 def shrunk(
-    hits: Shaped[np.ndarray, "choice"], seen: Shaped[np.ndarray, "choice"], base: float
-) -> Shaped[np.ndarray, "choice"]:
-    """The m-estimate of ``hits``."""
-    found = np.empty(len(hits))
-    for i in range(len(hits)):
-        found[i] = seen[i] * (hits[i] + PRIOR * base) / (seen[i] + PRIOR)
-    return found
-
-
-def best_set(
-    hits: Float[np.ndarray, "choice"], seen: Float[np.ndarray, "choice"], goal: Goal, limit: int
-) -> tuple[Int[np.ndarray, "chosen"], float, float]:
-    """At most ``limit`` choices with the best F less the price of log2 of their number.
-
-    At least one. Returns which, best first, and the sums of their hits and rows.
-    """
-    chosen, near, matched = best_of(hits, seen, goal.plain, limit)
-    return chosen, near, matched
-
-
-def worst_set(
-    hits: Float[np.ndarray, "choice"],
-    seen: Float[np.ndarray, "choice"],
-    total: tuple[float, float],
-    goal: Goal,
-    limit: int,
-) -> tuple[Int[np.ndarray, "chosen"], float, float]:
-    """At most ``limit`` choices to leave out of ``total`` (hits, rows) for the best F.
-
-    Perhaps none. Returns which, worst first, and the sums of hits and rows that are left.
-    """
-    chosen, left, matched = worst_of(hits, seen, total, goal.plain, limit)
-    return chosen, left, matched
+    hits: Shaped[np.ndarray, "*choice"], seen: Shaped[np.ndarray, "*choice"], base: float
+) -> Shaped[np.ndarray, "*choice"]:
+    """The m-estimate of ``hits``, be it of one choice (a number) or of several."""
+    return seen * (hits + PRIOR * base) / (seen + PRIOR)
 
 
 def best_interval(
@@ -121,7 +92,10 @@ def best_of(
     goal: tuple[float, float, float, float],
     limit: int,
 ) -> tuple[Shaped[np.ndarray, "chosen"], float, float]:
-    """``best_set``, compiled."""
+    """At most ``limit`` choices with the best F less the price of log2 of their number.
+
+    At least one. Returns which, best first, and the sums of their hits and rows.
+    """
     have, weight, more, penalty = goal
     alone = (have + weight * hits) / (more + seen)
     level = alone.max()
@@ -150,7 +124,10 @@ def worst_of(
     goal: tuple[float, float, float, float],
     limit: int,
 ) -> tuple[Shaped[np.ndarray, "chosen"], float, float]:
-    """``worst_set``, compiled."""
+    """At most ``limit`` choices to leave out of ``total`` (hits, rows) for the best F.
+
+    Perhaps none. Returns which, worst first, and the sums of hits and rows that are left.
+    """
     have, weight, more, penalty = goal
     level = (have + weight * total[0]) / (more + total[1])
     order = np.zeros(0, np.int64)
@@ -208,7 +185,7 @@ def best_words(
     goal: tuple[float, float, float, float],
     limit: int,
 ) -> tuple[Shaped[np.ndarray, "chosen"], float, float, float]:
-    """``best_set`` of words by their counts, hits shrunk; and the chosen words' hits, not shrunk."""
+    """``best_of`` words by their counts, hits shrunk; and the chosen words' hits, not shrunk."""
     words = np.flatnonzero(hits)
     if len(words) == 0:
         return words, 0.0, 0.0, 0.0
@@ -229,7 +206,7 @@ def worst_words(
     goal: tuple[float, float, float, float],
     limit: int,
 ) -> tuple[Shaped[np.ndarray, "chosen"], float, float]:
-    """``worst_set`` of words by their counts, hits shrunk."""
+    """``worst_of`` words by their counts, hits shrunk."""
     words = np.flatnonzero(seen)
     expected = shrunk(hits[words], seen[words], base)
     chosen, left, matched = worst_of(expected, seen[words].astype(np.float64), total, goal, limit)
@@ -251,7 +228,7 @@ def best_near(
     for word in range(hits.shape[0]):
         for at in range(hits.shape[1]):
             if hits[word, at]:
-                near = seen[word, at] * (hits[word, at] + PRIOR * base) / (seen[word, at] + PRIOR)
+                near = shrunk(hits[word, at], seen[word, at], base)
                 alone = (have + weight * near) / (more + seen[word, at])
                 if alone > most:
                     most, reach = alone, at
@@ -275,7 +252,7 @@ def worst_near(
     most, reach = -math.inf, 0
     for word in range(hits.shape[0]):
         for at in range(hits.shape[1]):
-            near = seen[word, at] * (hits[word, at] + PRIOR * base) / (seen[word, at] + PRIOR)
+            near = shrunk(hits[word, at], seen[word, at], base)
             gain = level * seen[word, at] - weight * near
             if gain > most:
                 most, reach = gain, at
@@ -299,7 +276,7 @@ def best_one(
     for one in range(len(hits)):
         if seen[one] <= 0 or seen[one] >= total[1]:
             continue
-        some, rows = seen[one] * (hits[one] + PRIOR * base) / (seen[one] + PRIOR), float(seen[one])
+        some, rows = shrunk(hits[one], seen[one], base), float(seen[one])
         if negated:
             some, rows = total[0] - some, total[1] - rows
         value = (have + weight * some) / (more + rows)

@@ -21,12 +21,9 @@ def stands(
     end: Shaped[np.ndarray, "row"],
     rows: Shaped[np.ndarray, "asked"],
     offset: int,
-    ids: Shaped[np.ndarray, "word"],
-    size: int,
+    meant: Shaped[np.ndarray, "token"],
 ) -> Shaped[np.ndarray, "asked"]:
-    """Whether one of the token ids, of ``size``, stands at ``offset`` from each row, in its passage."""
-    meant = np.zeros(size, np.bool_)
-    meant[ids] = True
+    """Whether a token that is meant stands at ``offset`` from each row, in its passage."""
     found = np.zeros(len(rows), np.bool_)
     for i in range(len(rows)):
         at = rows[i] + offset
@@ -42,12 +39,9 @@ def stands_within(
     begin: Shaped[np.ndarray, "row"],
     rows: Shaped[np.ndarray, "asked"],
     reach: int,
-    ids: Shaped[np.ndarray, "word"],
-    size: int,
+    meant: Shaped[np.ndarray, "token"],
 ) -> Shaped[np.ndarray, "asked"]:
-    """Whether one of the token ids is among the ``reach`` before each row, in its passage."""
-    meant = np.zeros(size, np.bool_)
-    meant[ids] = True
+    """Whether a token that is meant is among the ``reach`` before each row, in its passage."""
     found = np.zeros(len(rows), np.bool_)
     for i in range(len(rows)):
         for at in range(max(begin[rows[i]], rows[i] - reach), rows[i]):

@@ -115,12 +115,10 @@ class Matcher:
             case Inside() | Repeats() | Induction():
                 found = self._everywhere(atom)[rows]
             case Within():
-                ids, size = self._ids(atom), len(self.text.vocabulary)
-                found = stands_within(tables.tokens, tables.begin, rows, atom.reach, ids, size)
+                found = stands_within(tables.tokens, tables.begin, rows, atom.reach, self._meant(atom))
             case _:
                 offset = atom.offset if isinstance(atom, Token) else 0
-                ids, size = self._ids(atom), len(self.text.vocabulary)
-                found = stands(tables.tokens, tables.begin, tables.end, rows, offset, ids, size)
+                found = stands(tables.tokens, tables.begin, tables.end, rows, offset, self._meant(atom))
         return found
 
     def _everywhere(self, atom: Position | Inside | Repeats | Induction) -> Bool[np.ndarray, "row"]:
@@ -143,6 +141,12 @@ class Matcher:
             return len(self.text)
         count = int(self.tables.count[self._ids(atom)].sum())
         return count * atom.reach if isinstance(atom, Within) else count
+
+    def _meant(self, atom: Token | Within | Spelling | Concept) -> Bool[np.ndarray, "token"]:
+        """Which of all tokens an atom means."""
+        meant = np.zeros(len(self.text.vocabulary), np.bool_)
+        meant[self._ids(atom)] = True
+        return meant
 
     def _ids(self, atom: Token | Within | Spelling | Concept) -> Int[np.ndarray, "word"]:
         """Token ids that an atom means."""
