@@ -14,11 +14,12 @@ from mechlab.features.explanations import Explanation, Explanations
 from mechlab.features.scoring.intervention import (
     Steered,
     intervention_score,
+    plausibility_of,
     promotion_score,
-    reader,
     steer,
 )
 from mechlab.features.scoring.interventions import prompts_of, score_interventions
+from mechlab.features.scoring.readers import model_reader
 from mechlab.features.text import text_of
 from mechlab.features.vocabulary import Vocabulary, vocabulary_of
 from mechlab.models.subject import Subject, load_model
@@ -79,7 +80,7 @@ def test_both_directions_are_pushed_to_the_same_kl(steered: dict[str, Steered]) 
 
 def test_a_scorer_that_reads_recovers_the_explanation(stories: Subject, steered: dict[str, Steered]) -> None:
     """The scorer knows which words it has just read: all that a model of this size can tell."""
-    scorer = reader(stories, template="{passage} The")
+    scorer = plausibility_of(model_reader(stories), template="{passage} The")
     for word, written in steered.items():
         right = intervention_score(Explanation(0, "person", word.strip()), written, scorer)
         assert right.null is not None
@@ -131,7 +132,7 @@ def test_many_features(stories: Subject, prompts: torch.Tensor) -> None:
         {0: rows[friend] - rows.mean(0), 2: rows[0]},
         Explanations(said, (), 3),
         prompts[:12],
-        plausibility=reader(stories, template="{passage} The"),
+        plausibility=plausibility_of(model_reader(stories), template="{passage} The"),
         promoted={0: [" friend"]},
         kl=1.0,
         new_tokens=5,
@@ -163,4 +164,4 @@ def test_refusals(stories: Subject, steered: dict[str, Steered]) -> None:
     with pytest.raises(MechlabError, match="random direction"):
         steer(stories, SITE, torch.ones(64), torch.ones(1, 2, dtype=torch.long), controls=0)
     with pytest.raises(MechlabError, match=r"put \{passage\} in it"):
-        reader(stories, template="nothing")
+        plausibility_of(model_reader(stories), template="nothing")

@@ -166,9 +166,9 @@ def test_all_conditions_with_curves(tmp_path: Path) -> None:
     assert curves.score("oracle", 3).value == 1
     assert curves.score("active", 0).value == 0.5
     assert curves.score("active", 3).null is not None
-    assert len(found.lesson.sentences) == 3
-    assert found.lesson.explanation is not None
-    assert parse_rule(found.lesson.explanation.text) == found.lesson.explanation.rule
+    assert len(found.lessons[0].sentences) == 3
+    assert found.lessons[0].explanation is not None
+    assert parse_rule(found.lessons[0].explanation.text) == found.lessons[0].explanation.rule
     save_curves(curves, tmp_path / "curves", config={}, seed=0, inputs={})
     again = load_curves(tmp_path / "curves")
     assert again.to_dict() == curves.to_dict()

@@ -14,6 +14,7 @@ from mechlab.features.continuations import continuations, log_probabilities
 from mechlab.features.explanations import Explanation
 from mechlab.features.scoring.items import Items, Judge
 from mechlab.features.scoring.metrics import auroc
+from mechlab.features.scoring.readers import model_reader, word_reader
 from mechlab.features.scoring.surprisal import NEUTRAL, SurprisalJudge
 from mechlab.features.text import text_of
 from mechlab.features.vocabulary import vocabulary_of
@@ -56,13 +57,37 @@ def test_log_probabilities_equal_one_token_at_a_time(stories: Subject) -> None:
     assert log_probabilities(stories, []).shape == (0,)
 
 
+def test_a_pair_longer_than_the_context_has_no_log_probability(tiny: Subject) -> None:
+    found = log_probabilities(tiny, [("the cat " * 20, "sat"), ("the", "cat")])
+    assert np.isnan(found).tolist() == [True, False]
+    assert found[1] == pytest.approx(naive(tiny, "the", "cat"), abs=1e-4)
+
+
+def test_word_reader_equals_its_formula() -> None:
+    read = word_reader(["a b b", "B, c!"], copied=0.2)
+    found = read([("b z", "b"), ("b z", "a z"), ("b z", ""), ("", "a")])
+    wanted = [
+        np.log(0.8 * 3 / 5 + 0.2 / 2),
+        np.log(0.8 / 5) + np.log(0.8 * 0.5 / 5 + 0.2 / 2),
+        0.0,
+        np.log(0.8 / 5),
+    ]
+    assert found == pytest.approx(wanted)
+    running = word_reader(["running running singing the"], copied=0.5)([("ing", "running"), ("the", "the")])
+    assert running == pytest.approx([np.log(0.5 * 2 / 4 + 0.5 * 2 / 3), np.log(0.5 / 4 + 0.5)])
+    with pytest.raises(MechlabError, match="between 0 and 1"):
+        word_reader(["a"], copied=1.0)
+    with pytest.raises(MechlabError, match="empty"):
+        word_reader([" ,"])
+
+
 def test_information_is_the_difference_to_the_neutral_explanation(stories: Subject) -> None:
     words = vocabulary_of(stories)
     text = text_of([stories.tokens("Tim saw a big red ball in the park.")[1:].tolist()], words)
     items = Items(
         np.array([0, 3]), 5, np.array([True, False]), None, np.zeros(2, np.int64), np.zeros(2, np.int64)
     )
-    judge = SurprisalJudge(stories, template="{explanation}\n")
+    judge = SurprisalJudge(model_reader(stories), template="{explanation}\n")
     assert isinstance(judge, Judge)
     found = judge(Explanation(0, "person", "A big ball."), text, items)
     said = [words.string(text.tokens[at : at + 5]) for at in (0, 3)]
@@ -79,7 +104,7 @@ def test_explanations_that_the_model_can_read_beat_chance_and_each_other(
         texts = [json.loads(next(lines))["text"] for _ in range(250)]
     rows = [stories.tokens(said)[1:41].tolist() for said in texts]
     text = text_of([row for row in rows if len(row) == 40], vocabulary_of(stories))
-    judge = SurprisalJudge(stories, neutral="Once upon a time.", template="{explanation}\n")
+    judge = SurprisalJudge(model_reader(stories), neutral="Once upon a time.", template="{explanation}\n")
     found = {}
     for word, other in (("park", "house"), ("dog", "cat")):
         says = [f" {word}" in text.vocabulary.string(text.tokens[at : at + 40]) for at in text.bounds[:-1]]
@@ -122,9 +147,7 @@ def test_refusals(tiny: Subject, tmp_path: Path) -> None:
         continuations(tiny, prompt, 1)
     with pytest.raises(MechlabError, match="longer than the model's context"):
         continuations(tiny, prompt, 40, temperature=0.0)
-    with pytest.raises(MechlabError, match="longer than the model's context"):
-        log_probabilities(tiny, [("the cat " * 20, "sat")])
     with pytest.raises(MechlabError, match=r"put \{explanation\} in it"):
-        SurprisalJudge(tiny, template="nothing")
+        SurprisalJudge(model_reader(tiny), template="nothing")
     with pytest.raises(MechlabError, match="causal"):
         log_probabilities(load_model(save_tiny_model(tmp_path / "bert", "bert")), [("the", "cat")])

@@ -8,7 +8,7 @@ from typing import Any
 
 from mechlab.bench.feature_concepts import KNOWN, concepts
 from mechlab.bench.feature_dictionaries import stories
-from mechlab.bench.feature_truth import World, functions, make_world, recovery, scorers
+from mechlab.bench.feature_truth import CHARACTERS, World, functions, make_world, recovery, scorers
 from mechlab.bench.measure import Progress
 from mechlab.errors import MechlabError
 from mechlab.features.investigate.planted import planted_investigation
@@ -115,8 +115,9 @@ def feature_goals(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return goals
 
 
-# Shares of what is there rather than of what is asked: no order is promised.
-_NOT_ORDERED = frozenset({"rules: token specificity"})
+# No order is promised. Specificity: of the tokens that are inactive, nearly all, any rare rule says so.
+# Characters: "ends with 'ing'" names no word, and the wrong rule that lists half of the words does.
+_NOT_ORDERED = frozenset({"rules: token specificity", f"{CHARACTERS}: detection"})
 
 
 def _investigation_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

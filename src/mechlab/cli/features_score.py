@@ -65,8 +65,10 @@ class ScoreConfig(LanguageModelConfig):
     """Who answers for the explanations."""
     embedder: str = "characters"
     """embedding: a sentence-embedding model (directory or hub name); "characters" needs none, and is weak."""
+    reader: str = "words"
+    """surprisal: a causal model that reads (directory or hub name); "words" needs none, and is weak."""
     subject: str = ""
-    """surprisal: the model that reads; with --dictionary: the one that runs. That of the index by default."""
+    """With --dictionary: the model that runs; that of the index by default."""
     dictionary: Path | None = None
     """The dictionary that was indexed."""
     data: str = ""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechlab.cli.features_inputs import direction, opened, promoted_words, read_concepts, subject_name
-from mechlab.cli.features_judges import audit, judge_of
+from mechlab.cli.features_inputs import direction, opened, promoted_words, read_concepts
+from mechlab.cli.features_judges import audit, judge_of, reader_of
 from mechlab.cli.progress import Reporter
 from mechlab.errors import MechlabError, near
 
@@ -166,10 +166,9 @@ class Scoring:
         return Scorecard(tuple(scored), tuple(unscored), self._config.seed)
 
     def _intervention(self) -> Scorecard:
-        from mechlab.features.scoring.intervention import reader
+        from mechlab.features.scoring.intervention import plausibility_of
         from mechlab.features.scoring.interventions import prompts_of, score_interventions
         from mechlab.features.scoring.llm_reader import llm_reader
-        from mechlab.models.subject import load_model
 
         config, index = self._config, self._index
         dictionary, subject = opened(config.dictionary, config.subject, index, config.index)
@@ -181,7 +180,7 @@ class Scoring:
         if self._job is not None:
             plausibility = _fatal(llm_reader(self._job))
         elif config.judge == "surprisal":
-            plausibility = reader(load_model(subject_name(config.subject, index)))
+            plausibility = plausibility_of(reader_of(config, index))
         generator = np.random.default_rng(config.seed)
         try:
             return score_interventions(

@@ -57,19 +57,19 @@ def log_probabilities(
 
     The halves are tokenised apart, so that a text has the same tokens after every prefix and
     differences are due to the prefix alone. Pairs run in batches padded on the right, which a
-    causal model cannot see. 0 where the second is empty.
+    causal model cannot see. 0 where the second is empty, NaN where a pair is longer than the context.
 
-    Raises MechlabError for a model that is not causal, and for pairs longer than its context.
+    Raises MechlabError for a model that is not causal.
     """
     _require_causal(subject)
     firsts = [subject.tokens(first).tolist() for first, _ in pairs]
     seconds = [subject.tokenizer.encode(second, add_special_tokens=False) for _, second in pairs]
     lengths = [len(first) + len(second) for first, second in zip(firsts, seconds, strict=True)]
-    _require_room(subject, max(lengths, default=0))
     if any(not first for first in firsts):
         raise MechlabError("prefix has no tokens", "''", "this model has no BOS; pass some text")
-    found = np.zeros(len(pairs))
-    order = sorted(range(len(pairs)), key=lambda pair: lengths[pair])
+    found = np.full(len(pairs), np.nan)
+    short = [pair for pair, length in enumerate(lengths) if length <= subject.n_ctx]
+    order = sorted(short, key=lambda pair: lengths[pair])
     for begin in range(0, len(order), batch):
         members = order[begin : begin + batch]
         rows = torch.zeros(len(members), lengths[members[-1]], dtype=torch.long)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,10 @@ class Text:
     def bounds(self) -> Int[np.ndarray, "passage_plus_1"]:
         """First row of every passage, and the number of rows at the end."""
         return np.append(np.flatnonzero(self.starts), len(self)).astype(np.int64)
+
+    def passages(self) -> list[str]:
+        """What every passage says."""
+        return [self.vocabulary.string(self.tokens[at:end]) for at, end in itertools.pairwise(self.bounds)]
 
     def select(self, keep: Bool[np.ndarray, "row"]) -> Text:
         """The rows where ``keep`` is true, in the same order. Keep whole passages."""

@@ -112,11 +112,11 @@ class Investigation:
 
     Attributes:
         curves: all conditions; a unit is a seed, with a student and a quiz of its own.
-        lesson: of the active student of the first seed, to be read.
+        lessons: of the active student of each seed, to be read.
     """
 
     curves: Curves
-    lesson: Lesson
+    lessons: tuple[Lesson, ...]
 
 
 def investigate(
@@ -126,6 +126,7 @@ def investigate(
     *,
     student: Callable[[int], Student] | None = None,
     weak: Callable[[int], Teacher] | None = None,
+    quiz: Callable[[int], Quiz] | None = None,
     feature: int = 0,
     turns: int = TURNS,
     budget: int = BUDGET,
@@ -140,6 +141,7 @@ def investigate(
         held_out: passages of other documents, for quizzes.
         student: seed → who asks; a ``RuleStudent`` by default.
         weak: seed → a weaker teacher of the same feature, where there is one.
+        quiz: seed → its quiz; by default detection items of held-out passages.
         budget: queries a turn.
         seeds: at least two, for the intervals.
         progress: called with the lessons done and their total.
@@ -151,7 +153,8 @@ def investigate(
     make = student or (lambda seed: RuleStudent(taught, feature=feature, seed=seed))
     found: dict[str, list[Sequence[Marks]]] = {}
     lessons: dict[int, Lesson] = {}
-    quizzes = {seed: make_quiz(teacher(seed), held_out, seed=seed) for seed in seeds}
+    examine = quiz or (lambda seed: make_quiz(teacher(seed), held_out, seed=seed))
+    quizzes = {seed: examine(seed) for seed in seeds}
     done, total = 0, len(seeds) * (5 + (weak is not None))
 
     def learn(name: str, seed: int, who: Student, source: Teacher) -> Lesson:
@@ -180,4 +183,4 @@ def investigate(
     values: Mapping[str, Mapping[str, np.ndarray]] = {name: table_of(rows) for name, rows in found.items()}
     about = {"feature": feature, "seeds": list(seeds), "noise": NOISE}
     curves = Curves("seed", values, chance_of(quizzes[seeds[0]]), float(budget), about)
-    return Investigation(curves, lessons[seeds[0]])
+    return Investigation(curves, tuple(lessons.values()))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from mechlab.features.investigate.curves import Curves
 from mechlab.features.investigate.loop import (
@@ -17,22 +18,18 @@ from mechlab.features.investigate.loop import (
     NOISE,
     TURNS,
     Lesson,
-    bounds,
     chance_of,
-    lesson,
-    table_of,
+    investigate,
 )
-from mechlab.features.investigate.quiz import Marks
-from mechlab.features.investigate.students import BorrowedStudent, PassiveStudent, RuleStudent
 from mechlab.features.investigate.tasks import Room, plant_tasks, room_of
-from mechlab.features.investigate.teachers import NoisyTeacher
 from mechlab.features.planted.corpora import fable_text
-from mechlab.features.planted.features import Planted
+from mechlab.features.planted.features import Planted, agreement
 from mechlab.features.text import Text
 
 # Tokens of Fable that rules are planted in, and that quizzes are made of; documents lie apart.
 _TOKENS, _HELD_OUT_FROM = 100_000, 100_000
-Results = dict[str, list[Marks]]
+# Condition → metric → one value per turn.
+Values = dict[str, dict[str, Float[np.ndarray, "turn"]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,38 +84,37 @@ def planted_investigation(
         seed: decides the rules.
         text, held_out: where to plant and where to quiz; documents of Fable by default.
         processes: how many share the work; the result does not depend on it.
-        progress: called with the investigations done and their total.
+        progress: called with the rules done and their number.
 
-    Raises MechlabError when the texts are too short.
+    Raises MechlabError when the texts are too short, and for fewer than two seeds.
     """
     taught = text if text is not None else fable_text(_TOKENS)[0]
     apart = held_out if held_out is not None else fable_text(_TOKENS, start=_HELD_OUT_FROM)[0]
     room = room_of(taught, apart, seed=seed)
     tasks = plant_tasks(taught, room, n_rules, seed=seed)
     work = [
-        (number, each, tasks[number], tasks[(number + len(tasks) // 2 + 1) % len(tasks)], turns, budget)
+        (number, tasks[number], tasks[(number + len(tasks) // 2 + 1) % len(tasks)], seeds, turns, budget)
         for number in range(len(tasks))
-        for each in seeds
     ]
-    results: list[tuple[Results, float]] = []
+    results: list[tuple[Values, float]] = []
     for done, result in enumerate(_carried_out(room, work, processes), 1):
         results.append(result)
         if progress is not None:
             progress(done, len(work))
-    values = {}
-    for condition in results[0][0]:
-        table = table_of([found[condition] for found, _ in results])
-        values[condition] = {
-            name: array.reshape(len(tasks), len(seeds), -1).mean(1) for name, array in table.items()
+    values = {
+        condition: {
+            metric: np.stack([found[condition][metric] for found, _ in results]) for metric in METRICS
         }
-    agreement = np.array([each for _, each in results]).reshape(len(tasks), len(seeds)).mean(1)
+        for condition in results[0][0]
+    }
     chance = chance_of(room.quiz(tasks[0], tasks[1], seed=0))
     about = {"rules": n_rules, "seeds": list(seeds), "seed": seed, "noise": NOISE}
     curves = Curves("rule", values, chance, float(budget), about)
-    return PlantedInvestigation(curves, tuple(task.kind for task in tasks), tuple(agreement.tolist()))
+    kinds, agreed = (task.kind for task in tasks), (each for _, each in results)
+    return PlantedInvestigation(curves, tuple(kinds), tuple(agreed))
 
 
-Work = tuple[int, int, Planted, Planted, int, int]
+Work = tuple[int, Planted, Planted, Sequence[int], int, int]
 
 
 def _carried_out(room: Room, work: Sequence[Work], processes: int) -> Any:
@@ -130,7 +126,7 @@ def _carried_out(room: Room, work: Sequence[Work], processes: int) -> Any:
 def _shared_out(room: Room, work: Sequence[Work], processes: int) -> Any:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _enter, (room.taught, room.held_out)) as pool:
-        yield from pool.map(_in_room, work, chunksize=4)
+        yield from pool.map(_in_room, work, chunksize=2)
 
 
 _ROOM: list[Room] = []
@@ -140,37 +136,24 @@ def _enter(*fragments: Any) -> None:
     _ROOM[:] = [Room(*fragments)]
 
 
-def _in_room(work: Work) -> tuple[Results, float]:
+def _in_room(work: Work) -> tuple[Values, float]:
     return _investigated(_ROOM[0], *work)
 
 
 def _investigated(
-    room: Room, number: int, seed: int, planted: Planted, other: Planted, turns: int, budget: int
-) -> tuple[Results, float]:
-    """Marks of every condition, and how well the active student's rule agrees with the truth."""
-    own = 1000 * seed + number
-    quiz = room.quiz(planted, other, seed=own)
-    taught = room.taught
-
-    def noisy() -> NoisyTeacher:
-        return NoisyTeacher(room.teacher(planted, seed=own), NOISE, seed=own)
-
-    def learn(student: Any, teacher: Any) -> Lesson:
-        return lesson(student, teacher, quiz, turns=turns, budget=budget)
-
-    active = learn(RuleStudent(taught, seed=own), room.teacher(planted, seed=own))
-    elsewhere = own + 500_000
-    lent = learn(RuleStudent(taught, seed=elsewhere), room.teacher(planted, seed=elsewhere))
-    best, least = bounds(quiz, turns)
-    found = {
-        "active": active,
-        "passive": learn(PassiveStudent(taught), room.teacher(planted, seed=own)),
-        "borrowed": learn(BorrowedStudent(taught, lent.answers), room.teacher(planted, seed=own)),
-        "noisy": learn(RuleStudent(taught, seed=own), noisy()),
-        "noisy passive": learn(PassiveStudent(taught), noisy()),
+    room: Room, number: int, planted: Planted, other: Planted, seeds: Sequence[int], turns: int, budget: int
+) -> tuple[Values, float]:
+    """Means over the seeds of every condition, and how well the active rules agree with the truth."""
+    own = [1000 * seed + number for seed in seeds]
+    found = investigate(
+        lambda seed: room.teacher(planted, seed=seed), room.taught, room.held_out,
+        quiz=lambda seed: room.quiz(planted, other, seed=seed), turns=turns, budget=budget, seeds=own,
+    )  # fmt: skip
+    values = {
+        condition: {metric: table.mean(0) for metric, table in tables.items()}
+        for condition, tables in found.curves.values.items()
     }
-    results: Results = {name: list(each.marks) for name, each in found.items()}
-    return {**results, "oracle": best, "chance": least}, _agreement(room, planted, active)
+    return values, float(np.mean([_agreement(room, planted, each) for each in found.lessons]))
 
 
 def _agreement(room: Room, planted: Planted, active: Lesson) -> float:
@@ -178,4 +161,4 @@ def _agreement(room: Room, planted: Planted, active: Lesson) -> float:
         return 0.0
     matcher = room.matchers[1]
     said, true = matcher.rows(active.explanation.rule)[0], matcher.rows(planted.rule)[0]
-    return 2 * len(np.intersect1d(said, true)) / max(len(said) + len(true), 1)
+    return agreement(said, true)

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from mechlab.data.corpus import hub_is_offline
 from mechlab.errors import MechlabError, near
+from mechlab.features.scoring.readers import words_of
 from mechlab.models.loading import loading_errors, no_loading_bar, resolve_device
 
 Embed = Callable[[list[str]], Float[np.ndarray, "text d"]]
 """Texts → one vector each, of length 1 or 0, so that a dot product is the cosine."""
 
 _POOLINGS = ("mean", "cls", "last")
-_EDGES = ".,;:!?\"'()[]"
 # sentence-transformers' name of a pooling -> ours.
 _STORED = {
     "pooling_mode_mean_tokens": "mean",
@@ -108,8 +108,8 @@ def character_embedder(dim: int = 4096, sizes: tuple[int, ...] = (3, 4, 5)) -> E
         found = np.zeros((len(texts), dim), np.float32)
         for row, text in enumerate(texts):
             counts: dict[str, int] = {}
-            for word in text.lower().split():
-                for gram in _grams(f"<{word.strip(_EDGES)}>", sizes):
+            for word in words_of(text):
+                for gram in _grams(f"<{word}>", sizes):
                     counts[gram] = counts.get(gram, 0) + 1
             for gram, count in counts.items():
                 column, sign = place(gram)

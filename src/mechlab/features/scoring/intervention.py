@@ -25,8 +25,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechlab.errors import MechlabError
-from mechlab.features.continuations import continuations, log_probabilities
+from mechlab.features.continuations import continuations
 from mechlab.features.explanations import Explanation
+from mechlab.features.scoring.readers import Reader
 from mechlab.features.vocabulary import Vocabulary, vocabulary_of
 from mechlab.interventions.edit import editing
 from mechlab.interventions.edits import add
@@ -142,24 +143,23 @@ def promotion_score(words: Sequence[str], steered: Steered, *, seed: int = 0) ->
     return _compared("promotion", pushed - clean, (other - clean).mean(0), seed)
 
 
-def reader(
-    subject: Subject,
+def plausibility_of(
+    read: Reader,
     *,
     template: str = '<PASSAGE>\n{passage}\n</PASSAGE>\nThe passage contains an amplified amount of "',
-    batch: int = 16,
 ) -> Plausibility:
-    """A causal model as scorer: log p(explanation | passage), summed over its tokens.
+    """A reader as scorer: log p(explanation | passage), summed over its tokens.
 
     Args:
-        subject: any causal model, not necessarily the one steered; a small one recognises words at best.
+        read: ``model_reader`` of any causal model, not necessarily the one steered (a small one
+            recognises words at best), or ``word_reader``.
         template: what comes before the explanation; holds "{passage}".
     """
     if "{passage}" not in template:
         raise MechlabError("template has no place for the passage", repr(template), "put {passage} in it")
 
     def plausibility(passages: list[str], explanation: str) -> Float[np.ndarray, "passage"]:
-        pairs = [(template.replace("{passage}", passage), explanation) for passage in passages]
-        return log_probabilities(subject, pairs, batch=batch)
+        return read([(template.replace("{passage}", passage), explanation) for passage in passages])
 
     return plausibility
 

@@ -5,7 +5,8 @@ when knowing z helps to predict x. Graded, so it is scored by AUROC; chance 0.5.
 
 Source: Paulo et al. (2025), *Automatically interpreting millions of features in large language
 models* (arXiv 2410.13928), who use a base model of 70 billion parameters and few-shot examples.
-Small models hardly read explanations: expect little of one that is not trained on English.
+Small models hardly read explanations: expect little of one that is not trained on English, and of
+``word_reader`` that it finds the words that are named.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import numpy as np
 from jaxtyping import Float
 
 from mechlab.errors import MechlabError
-from mechlab.features.continuations import log_probabilities
 from mechlab.features.explanations import Explanation
 from mechlab.features.scoring.embedding import window_strings
 from mechlab.features.scoring.items import Items
+from mechlab.features.scoring.readers import Reader
 from mechlab.features.text import Text
-from mechlab.models.subject import Subject
 
 NEUTRAL = "Various unrelated sentences."
 
@@ -31,16 +31,14 @@ class SurprisalJudge:
     """A judge: how many nats the explanation takes off each window.
 
     Attributes:
-        subject: the model that reads, any causal one; not necessarily the one explained.
+        read: who reads (``model_reader``, ``word_reader``, or your own).
         neutral: the explanation that says nothing.
         template: what stands before a window; holds "{explanation}".
-        batch: windows in one forward.
     """
 
-    subject: Subject
+    read: Reader
     neutral: str = NEUTRAL
     template: str = "The following is a description of some texts, and one of them.\n\n{explanation}\n\n"
-    batch: int = 16
 
     def __post_init__(self) -> None:
         if "{explanation}" not in self.template:
@@ -49,10 +47,10 @@ class SurprisalJudge:
             )
 
     def __call__(self, explanation: Explanation, text: Text, items: Items) -> Float[np.ndarray, "item"]:
-        """Nats for each item. MechlabError when prefix and window do not fit into the model's context."""
+        """Nats for each item; NaN where explanation and window are more than the reader takes."""
         prefixes = (self._prefix(explanation.text), self._prefix(self.neutral))
         pairs = [(prefix, said) for said in window_strings(text, items) for prefix in prefixes]
-        found = log_probabilities(self.subject, pairs, batch=self.batch).reshape(-1, 2)
+        found = self.read(pairs).reshape(-1, 2)
         information: np.ndarray = found[:, 0] - found[:, 1]
         return information
 
