@@ -19,6 +19,7 @@ from features.llm_questions import billed
 from mechlab.artifacts import open_artifact
 from mechlab.features.building import load_index
 from mechlab.features.explanations import load_explanations
+from mechlab.features.llm import sending
 from mechlab.features.llm.server import ScriptedServer, first
 from mechlab.features.rules import parse_rule
 from mechlab.features.split import Split
@@ -145,12 +146,16 @@ def test_answers_without_use_are_counted(
     assert f"{given['refusal']} without an explanation: refused" in text
 
 
-@pytest.mark.slow  # it tries for a quarter of a minute
-@pytest.mark.slow
-def test_no_server_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_server_is_one_line_after_those_of_waiting(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "LONGEST_WAIT", 0.01)
     words = ["explain", folder / "index", "--explainer", "llm", "--features", "0-1", "--out", tmp_path / "e"]
-    line = refused(capsys, *words, *asking("http://127.0.0.1:9/v1", tmp_path / "answers.sqlite"))
-    assert "127.0.0.1:9" in line
+    assert run(*words, *asking("http://127.0.0.1:9/v1", tmp_path / "answers.sqlite")) == 2
+    *waits, line = capsys.readouterr().err.splitlines()
+    assert len(waits) == 5
+    assert all("no connection to http://127.0.0.1:9/v1, trying again" in each for each in waits)
+    assert "no language model can be reached: http://127.0.0.1:9/v1" in line
     assert not (tmp_path / "e").exists()
 
 
