@@ -85,7 +85,7 @@ def strength_for_kl(
     def effect(strength: float) -> float:
         with editing(subject, site, add(vector, strength), positions):
             edited = _log_probabilities(subject, tokens, counted)
-        return float((clean.exp() * (clean - edited)).sum(-1).double().mean())
+        return float(kl_divergence(clean, edited).double().mean())
 
     typical = float(read_sites(subject, tokens, [site])[site].double().norm(dim=-1).mean())
     start = 0.1 * typical / length if typical else 1 / length
@@ -100,6 +100,13 @@ def strength_for_kl(
     raise MechlabError(
         "KL jumps over the target", f"{kl:g} nats; {reached:.3g} at {strength:.6g}", "use a float32 model"
     )
+
+
+def kl_divergence(
+    clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]
+) -> Float[Tensor, "*row"]:
+    """KL(clean || edited) in nats between distributions given as log-probabilities."""
+    return (clean.exp() * (clean - edited)).sum(-1)
 
 
 def _bracket(effect: Callable[[float], float], start: float, kl: float) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from mechlab.features.investigate.teachers import (
 )
 from mechlab.interventions.edit import editing
 from mechlab.interventions.edits import add, project_out
-from mechlab.interventions.strength import strength_for_kl
+from mechlab.interventions.strength import kl_divergence, strength_for_kl
 from mechlab.models.subject import Subject
 from mechlab.sae.splice import At, Placed, splicing
 
@@ -222,7 +222,7 @@ class FeatureTeacher:
         with context:
             changed = self._distributions(tokens)
         moved = (changed - clean)[-1]
-        kl = (clean.exp() * (clean - changed)).sum(-1).mean()
+        kl = kl_divergence(clean, changed).mean()
         following = tokens[0, 1:, None]
         losses = [-float(each[:-1].gather(1, following).mean()) for each in (clean, changed)]
         return {
