@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from mechlab.circuits.ablation import Ablation
 from mechlab.circuits.evaluation.record import Evaluation, plain
 from mechlab.circuits.graph import Edge, Graph
 from mechlab.circuits.patching import HeadPatching
+from mechlab.data.published.canonical import classes_of
 from mechlab.data.tasks import Task
 from mechlab.errors import MechlabError
 from mechlab.files import write_atomic
@@ -178,6 +180,15 @@ class Circuit:
             classes=record["classes"],
             **fields,
         )
+
+
+def node_classes(circuit: Circuit) -> dict[str, str]:
+    """Node → class: as looked into when it was found, or as the literature names them; else empty."""
+    if circuit.classes:
+        return circuit.classes
+    with contextlib.suppress(MechlabError):
+        return classes_of(circuit.task, str(circuit.settings.get("model", "")))
+    return {}
 
 
 def task_fingerprint(task: Task) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +171,7 @@ def show(words: list[str], program: str) -> Outcome:
     """Show a circuit."""
     config = parse(CircuitShowConfig, words, program)
 
-    from mechlab.circuits.circuit import Circuit
+    from mechlab.circuits.circuit import Circuit, node_classes
     from mechlab.dashboards.circuit_page import circuit_page, circuit_svg
 
     found = Circuit.load(config.circuit)
@@ -200,17 +199,6 @@ def show(words: list[str], program: str) -> Outcome:
     return Outcome(payload, f"{config.out}: {found.n_edges} edges")
 
 
-def node_classes(circuit: Circuit) -> dict[str, str]:
-    """Node → class: as looked into when it was found, or as the literature names them; else empty."""
-    from mechlab.data.published.canonical import classes_of
-
-    if circuit.classes:
-        return circuit.classes
-    with contextlib.suppress(MechlabError):
-        return classes_of(circuit.task, str(circuit.settings.get("model", "")))
-    return {}
-
-
 def _facts(circuit: Circuit) -> dict[str, Any]:
     return {
         "task": circuit.task,
@@ -230,6 +218,8 @@ def _facts(circuit: Circuit) -> dict[str, Any]:
 
 
 def _text(circuit: Circuit) -> str:
+    from mechlab.circuits.circuit import node_classes
+
     found = circuit.evaluation
     how = ", ".join(f"{k} {v}" for k, v in circuit.settings.items() if v is not None)
     table = score_table(

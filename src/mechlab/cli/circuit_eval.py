@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from mechlab.cli.circuit import node_classes
 from mechlab.cli.outcome import Outcome
 from mechlab.cli.parse import parse
 from mechlab.cli.progress import Reporter
@@ -81,7 +80,7 @@ def evaluate(words: list[str], program: str) -> Outcome:
     config = parse(CircuitEvalConfig, words, program)
 
     from mechlab.circuits.ablation import WITHOUT_REFERENCE
-    from mechlab.circuits.circuit import Circuit
+    from mechlab.circuits.circuit import Circuit, node_classes
     from mechlab.circuits.evaluation.judge import evaluate_circuit
     from mechlab.circuits.find import find_again
     from mechlab.cli.prompts import prompts_for

@@ -3,13 +3,14 @@
 Layers go upwards: "embed" at the bottom, each layer's heads with its MLP above them,
 "logits" on top. Node names are those of ``mechlab.circuits.graph``: "a2.h1", "m3", and
 for readers "a2.h1.q". A name of another form gets a place in a row of its own, so
-nothing is left out of the drawing silently.
+nothing is left out of the drawing silently; a graph of other nodes says where they belong.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mechlab.scores import Score
@@ -22,6 +23,7 @@ _SPAN = 900
 """Width that the columns share, as far as each stays between these bounds."""
 _COLUMN = (62, 132)
 _NODE = (52, 26)
+_HEAD, _MLP = re.compile(r"a(\d+)\.h(\d+)"), re.compile(r"m(\d+)")
 
 
 @dataclass(frozen=True)
@@ -100,34 +102,52 @@ class Drawing:
     node_height: int = _NODE[1]
 
 
-_Place = tuple[int, int, int]  # layer, 0 for heads and 1 for the MLP, order within the row
+@dataclass(frozen=True)
+class Place:
+    """Where a node belongs.
+
+    Attributes:
+        row: rows stand above one another in the order of these pairs (layer, part of the layer).
+        column: place within the row, from 0.
+        text, label: what is written on the node, and beside its row.
+    """
+
+    row: tuple[int, int]
+    column: int
+    text: str
+    label: str
 
 
-def draw(circuit: CircuitRecord) -> Drawing:
-    """Lay out a circuit: rows by depth, heads by number, stroke width by |score|."""
+def draw(circuit: CircuitRecord, places: Mapping[str, Place] | None = None) -> Drawing:
+    """Lay out a circuit: rows by depth, heads by number, stroke width by |score|.
+
+    Args:
+        places: where every node belongs; by the names of heads and MLPs when None.
+    """
     strongest = sorted(circuit.edges, key=lambda edge: -abs(edge[2]))[:SHOWN]
-    used = {name for source, reader, _ in strongest for name in (source, _node(reader))}
+    used = {name for source, reader, _ in strongest for name in (source, node_of(reader))}
     names = used | {each.name for each in circuit.heads}
-    places = {name: _place(name, names) for name in sorted(names)}
-    rows = sorted({place[:2] for place in places.values()})
-    columns = 1 + max((place[2] for place in places.values()), default=0)
+    here = {name: _place(name, names) if places is None else places[name] for name in sorted(names)}
+    rows = sorted({place.row for place in here.values()})
+    columns = 1 + max((place.column for place in here.values()), default=0)
     column = min(max(_SPAN / columns, _COLUMN[0]), _COLUMN[1])
     width = round(_MARGIN + column * columns + 16)
-    alone = {row for row in rows if row not in {place[:2] for place in places.values() if place[2] > 0}}
+    alone = {row for row in rows if row not in {place.row for place in here.values() if place.column > 0}}
     height = _ROW * max(len(rows), 1) + 12
     nodes: dict[str, DrawnNode] = {}
-    for name, place in places.items():
-        y = height - 6 - _ROW * (rows.index(place[:2]) + 0.5)
+    for name, place in here.items():
+        y = height - 6 - _ROW * (rows.index(place.row) + 0.5)
         # A row of one (an MLP, the input, the output) stands in the middle, unless it is a row of heads.
-        middle = place[:2] in alone and not name.startswith("a")
-        x = _MARGIN + column * (columns / 2 if middle else place[2] + 0.5)
-        nodes[name] = DrawnNode(name, _text(name), x, y, name in used)
+        middle = place.row in alone and not name.startswith("a")
+        x = _MARGIN + column * (columns / 2 if middle else place.column + 0.5)
+        nodes[name] = DrawnNode(name, place.text, x, y, name in used)
     top = max((abs(score) for *_, score in strongest if math.isfinite(score)), default=0.0) or 1.0
     edges = [
-        _edge(source, reader, score, nodes[source], nodes[_node(reader)], abs(score) / top)
+        _edge(source, reader, score, nodes[source], nodes[node_of(reader)], abs(score) / top)
         for source, reader, score in reversed(strongest)
     ]
-    labels = tuple((_label(row), height - 6 - _ROW * (i + 0.5)) for i, row in enumerate(rows))
+    beside = {place.row: place.label for place in here.values()}
+    labels = tuple((beside[row], height - 6 - _ROW * (i + 0.5)) for i, row in enumerate(rows))
     heads = sorted(
         circuit.heads, key=lambda head: -abs(head.attribution if head.exact is None else head.exact)
     )
@@ -142,45 +162,27 @@ def draw(circuit: CircuitRecord) -> Drawing:
     )
 
 
-def _node(reader: str) -> str:
+def node_of(reader: str) -> str:
     """The node a reader belongs to: a head's query, key and value end at the head."""
     return re.sub(r"\.[qkv]$", "", reader)
 
 
-def _place(name: str, names: set[str]) -> _Place:
-    head = re.fullmatch(r"a(\d+)\.h(\d+)", name)
+def _place(name: str, names: set[str]) -> Place:
+    head = _HEAD.fullmatch(name)
     if head:
-        return int(head[1]), 0, int(head[2])
-    mlp = re.fullmatch(r"m(\d+)", name)
+        return Place((int(head[1]), 0), int(head[2]), f"{head[1]}.{head[2]}", f"heads {head[1]}")
+    mlp = _MLP.fullmatch(name)
     if mlp:
-        return int(mlp[1]), 1, 0
+        return Place((int(mlp[1]), 1), 0, f"mlp {mlp[1]}", f"mlp {mlp[1]}")
     if name == "embed":
-        return -1, 0, 0
+        return Place((-1, 0), 0, name, "input")
     if name == "logits":
-        return 1_000_000, 0, 0
-    others = sorted(each for each in names if each not in ("embed", "logits") and not _known(each))
-    return -2, 0, others.index(name)
-
-
-def _known(name: str) -> bool:
-    return re.fullmatch(r"a\d+\.h\d+|m\d+", name) is not None
-
-
-def _text(name: str) -> str:
-    """What fits on a node: "2.1" for head 1 of layer 2, "mlp 3"."""
-    head = re.fullmatch(r"a(\d+)\.h(\d+)", name)
-    if head:
-        return f"{head[1]}.{head[2]}"
-    return f"mlp {name[1:]}" if re.fullmatch(r"m\d+", name) else name
-
-
-def _label(row: tuple[int, int]) -> str:
-    layer, part = row
-    if layer == 1_000_000:
-        return "output"
-    if layer < 0:
-        return "input" if layer == -1 else "other"
-    return f"mlp {layer}" if part else f"heads {layer}"
+        return Place((1_000_000, 0), 0, name, "output")
+    known = ("embed", "logits")
+    others = sorted(
+        each for each in names if each not in known and not _HEAD.fullmatch(each) and not _MLP.fullmatch(each)
+    )
+    return Place((-2, 0), others.index(name), name, "other")
 
 
 def _edge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,3 +67,39 @@ def leading(graph: Graph, mask: Bool[Tensor, "n_sources n_readers"]) -> Bool[Ten
             useful = (mask & leads).any(1)
             leads[stage.readers] = (graph.feeds[stage.readers] & useful).any(1)
     return mask & leads
+
+
+def joining_sizes(
+    graph: Graph, edges: Sequence[tuple[int, int]], ablation: str = "resample"
+) -> list[int | None]:
+    """From which size on each edge survives the clean-up, when circuits take edges in the given order.
+
+    Edge i is among the first n edges from n = i + 1 on, but may hang in the air until others join it. It
+    survives from the least n at which a path from "embed" to the logits through it is complete: the
+    smallest possible largest number on such a path. None where no path is ever complete.
+
+    Args:
+        edges: (row, column) of each, all different.
+    """
+    never = len(edges) + 1
+    into: dict[int, list[tuple[int, int]]] = {}
+    out: dict[int, list[tuple[int, int]]] = {}
+    for number, (row, column) in enumerate(edges, start=1):
+        into.setdefault(column, []).append((number, row))
+        out.setdefault(row, []).append((number, column))
+    # Sources and readers are numbered in the order in which they act.
+    reached = {0: 0}
+    for row in sorted(out):
+        feeding = (
+            n for column in graph.feeds[:, row].nonzero().flatten().tolist() for n in into.get(column, ())
+        )
+        reached.setdefault(row, min((max(n, reached[source]) for n, source in feeding), default=never))
+    leads = {graph.shape.n_readers - 1: 0}
+    for column in sorted(into, reverse=True):
+        fed = (n for row in graph.feeds[column].nonzero().flatten().tolist() for n in out.get(row, ()))
+        leads.setdefault(column, min((max(n, leads[reader]) for n, reader in fed), default=never))
+    found = [
+        max(number, leads[column], reached[row] if ablation == "resample" else 0)
+        for number, (row, column) in enumerate(edges, start=1)
+    ]
+    return [None if size == never else size for size in found]
