@@ -64,6 +64,16 @@ class LogitEffects:
 
 
 @torch.no_grad()
+def centred_unembedding(subject: Subject) -> Float[Tensor, "d_model d_vocab"]:
+    """W_U with the final norm folded in, less its mean over the vocabulary.
+
+    Raises MechlabError when the model's weights are not known to the decomposed forward.
+    """
+    unembed = folded_unembedding(read_weights(subject.module))
+    return unembed - unembed.mean(1, keepdim=True)
+
+
+@torch.no_grad()
 def logit_effects(
     subject: Subject, directions: Float[Tensor, "direction d_model"], *, top: int = 10
 ) -> LogitEffects:
@@ -72,7 +82,7 @@ def logit_effects(
     Memory is bounded: all effects of all directions are never held together. Raises MechlabError
     when sizes do not agree or the model's weights are not known to the decomposed forward.
     """
-    unembed = folded_unembedding(read_weights(subject.module))
+    unembed = centred_unembedding(subject)
     if directions.shape[1] != len(unembed):
         raise MechlabError(
             "directions are not in the residual stream",
@@ -81,7 +91,6 @@ def logit_effects(
         )
     if not 1 <= top <= unembed.shape[1]:
         raise MechlabError("top is out of range", top, f"1 to {unembed.shape[1]}")
-    unembed = unembed - unembed.mean(1, keepdim=True)
     parts = [
         _effects(block.to(unembed), unembed, top)
         for block in torch.split(directions, max(1, _BUDGET // unembed.shape[1]))
