@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mechlab.dashboards.drawing import CircuitRecord, HeadRecord
 from mechlab.dashboards.page import ContextRecord, FeatureRecord, Page, Result
+from mechlab.dashboards.site import LIMIT, Site, write_site
 from mechlab.scores import Score
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 HOSTILE = (
     "<script>window.hit=1</script>",
@@ -103,3 +118,44 @@ def hostile(page) -> Page:
             heads=(HeadRecord(all_of_them, 1.0, 1.0),),
         ),
     )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium under playwright; tests that need it are skipped where either is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit_site(browser, tmp_path) -> Iterator[Any]:
+    """Write a site and open it from its file: ``visit_site(site, "#/run", limit=0)`` gives the tab.
+
+    At the end there may have been no complaint on the console, and no request but for files of the
+    site's own directory.
+    """
+    complaints: list[str] = []
+    requests: list[str] = []
+    folder: Path = tmp_path / "site"
+    tab = browser.new_page(viewport={"width": 1300, "height": 800})
+    tab.set_default_timeout(10_000)
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+
+    def go(site: Site, address: str = "", limit: int = LIMIT) -> Any:
+        written = write_site(site, folder, limit=limit, overwrite=True)
+        tab.goto("about:blank")
+        tab.goto(written.path.as_uri() + address)
+        return tab
+
+    yield go
+    tab.close()
+    assert complaints == []
+    foreign = [url for url in requests if not url.startswith((folder.as_uri() + "/", "data:", "about:blank"))]
+    assert foreign == []

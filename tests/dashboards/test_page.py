@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from mechlab.dashboards.drawing import SHOWN, CircuitRecord, draw
-from mechlab.dashboards.page import ContextRecord, FeatureRecord, render_page, script_json
+from mechlab.dashboards.page import ContextRecord, FeatureRecord, render_page
 from mechlab.dashboards.records import feature_records
+from mechlab.dashboards.site import script_json
 from mechlab.errors import MechlabError
 from mechlab.features.explanations import explain_features
 from mechlab.features.index import FeatureIndex, index_of

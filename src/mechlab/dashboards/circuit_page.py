@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from mechlab.circuits.circuit import Circuit
 from mechlab.dashboards.drawing import CircuitRecord, DrawnNode, HeadRecord, draw
-from mechlab.dashboards.page import Result, environment
+from mechlab.dashboards.page import Result
+from mechlab.dashboards.templates import environment
 
 _COLOURS = ("#dbeafe", "#fde68a", "#bbf7d0", "#fecaca", "#e9d5ff", "#fed7aa", "#a5f3fc", "#e5e7eb")
 _LEGEND = 22

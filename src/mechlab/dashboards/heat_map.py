@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mechlab.circuits.sweeps import Sweep
-from mechlab.dashboards.page import environment
+from mechlab.dashboards.templates import environment
 
 _CELL, _ROW, _LEFT, _TOP = 46, 20, 110, 70
 _RED, _BLUE = (178, 24, 43), (33, 102, 172)

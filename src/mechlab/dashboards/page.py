@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mechlab.dashboards.drawing import CircuitRecord, Drawing, draw
+from mechlab.dashboards.site import script_json
+from mechlab.dashboards.templates import environment, interval
 from mechlab.errors import MechlabError
 from mechlab.scores import Score
 
@@ -44,7 +43,7 @@ class Result:
     def of(cls, score: Score, name: str | None = None, note: str = "") -> Result:
         """A score as a line; its control goes into the note."""
         if score.null is not None:
-            note = f"control {_interval(score.null)}" + (f"; {note}" if note else "")
+            note = f"control {interval(score.null)}" + (f"; {note}" if note else "")
         return cls(name or score.name, score.value, score.low, score.high, note)
 
 
@@ -159,18 +158,6 @@ def render_page(page: Page) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def script_json(value: Any) -> Markup:
-    """JSON that may stand inside ``<script type="application/json">``.
-
-    Pure ASCII, so line separators and lone surrogates are escaped; ``<``, ``>`` and ``&``
-    are escaped too, so that no ``</script>`` or ``<!--`` can end or change the block.
-    """
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
 class _StringTable:
     """Numbers strings in order of first appearance."""
 
@@ -230,42 +217,3 @@ def _score_cells(score: Score) -> dict[str, Any]:
 def _number(value: float) -> float | None:
     """Four significant digits; None when not finite."""
     return float(f"{value:.4g}") if math.isfinite(value) else None
-
-
-def _interval(score: Score) -> str:
-    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
-
-
-def _shown(value: Any) -> str:
-    """A number as people read it: thousands apart, three decimals unless very small or large."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f")
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
-
-
-def _plain(value: Any) -> str:
-    """A config value: text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-
-
-def _share(values: Iterable[float]) -> float:
-    """The largest of some durations; 1 when there is none, to divide by."""
-    return max([value for value in values if value > 0], default=1.0)
-
-
-@cache
-def environment() -> Environment:
-    """Templates of this room, with everything escaped that comes from data."""
-    made = Environment(
-        loader=FileSystemLoader(_ROOM),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters.update(shown=_shown, plain=_plain, largest=_share, interval=_interval)
-    return made

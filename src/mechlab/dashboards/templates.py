@@ -1,0 +1,54 @@
+"""Templates of this room, and how they write numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mechlab.scores import Score
+
+
+def interval(score: Score) -> str:
+    """Value and interval as text."""
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+def _shown(value: Any) -> str:
+    """A number as people read it: thousands apart, three decimals unless very small or large."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u202f")
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+
+
+def _plain(value: Any) -> str:
+    """A config value: text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _share(values: Iterable[float]) -> float:
+    """The largest of some durations; 1 when there is none, to divide by."""
+    return max([value for value in values if value > 0], default=1.0)
+
+
+@cache
+def environment() -> Environment:
+    """Templates of this room, with everything escaped that comes from data."""
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(shown=_shown, plain=_plain, largest=_share, interval=interval)
+    return made
