@@ -118,13 +118,14 @@ class Place:
     label: str
 
 
-def draw(circuit: CircuitRecord, places: Mapping[str, Place] | None = None) -> Drawing:
+def draw(circuit: CircuitRecord, places: Mapping[str, Place] | None = None, *, most: int = SHOWN) -> Drawing:
     """Lay out a circuit: rows by depth, heads by number, stroke width by |score|.
 
     Args:
         places: where every node belongs; by the names of heads and MLPs when None.
+        most: edges drawn, the strongest.
     """
-    strongest = sorted(circuit.edges, key=lambda edge: -abs(edge[2]))[:SHOWN]
+    strongest = sorted(circuit.edges, key=lambda edge: -abs(edge[2]))[:most]
     used = {name for source, reader, _ in strongest for name in (source, node_of(reader))}
     names = used | {each.name for each in circuit.heads}
     here = {name: _place(name, names) if places is None else places[name] for name in sorted(names)}
