@@ -7,7 +7,6 @@ so that the whole document can be coloured by one of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from mechlab.dashboards.block_values import short
 from mechlab.dashboards.next_tokens import NextTokens, Reader
 from mechlab.errors import MechlabError
 from mechlab.features.index import FeatureIndex
@@ -153,7 +153,12 @@ def _block(
         "n": document.length,
         "t": [strings.number(int(token)) for token in tokens],
         "features": [
-            [int(feature), _short(index.maximum[feature]), place[own].tolist(), _shorts(entries.value[own])]
+            [
+                int(feature),
+                short(float(index.maximum[feature])),
+                place[own].tolist(),
+                _shorts(entries.value[own]),
+            ]
             for feature in np.unique(entries.feature[strongest])
             for own in [entries.feature == feature]
         ],
@@ -161,7 +166,7 @@ def _block(
     if reader is not None:
         expected = reader.expect(index.text, document.start, document.stop)
         block["guesses"] = [
-            [[strings.number(int(token)), _short(p)] for token, p in zip(*pair, strict=True)]
+            [[strings.number(int(token)), short(float(p))] for token, p in zip(*pair, strict=True)]
             if known
             else None
             for known, *pair in zip(expected.known, expected.guess, expected.probability, strict=True)
@@ -193,8 +198,8 @@ def _effects(
     known = expected.known[place]
     found: list[list[list[Any]]] = [[] for _ in range(count)]
     for at, number, real, guessed, sure in zip(place, feature, to_next, to_guess, known, strict=True):
-        real_one = _short(real) if sure and follows[at] else None
-        found[int(at)].append([int(number), real_one, _short(guessed) if sure else None])
+        real_one = short(float(real)) if sure and follows[at] else None
+        found[int(at)].append([int(number), real_one, short(float(guessed)) if sure else None])
     return found
 
 
@@ -219,9 +224,4 @@ def _words(text: Text, document: _Document) -> str:
 
 
 def _shorts(values: Float32[np.ndarray, "value"]) -> list[float | None]:
-    return [_short(value) for value in values.tolist()]
-
-
-def _short(value: float | np.floating[Any]) -> float | None:
-    """Three significant digits; None when not finite."""
-    return float(f"{value:.3g}") if math.isfinite(value) else None
+    return [short(value) for value in values.tolist()]
