@@ -83,6 +83,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "model info": ("mechlab.cli.model", "info", "sites, sizes and fingerprint of a model"),
     "model train-fable": ("mechlab.cli.model", "train", "train the bundled model from scratch"),
     "model check-fable": ("mechlab.cli.model", "check", "measure every behaviour of the bundled model"),
+    "dashboard serve": (
+        "mechlab.cli.dashboard_serve",
+        "serve",
+        "a run's dashboard with the model loaded: type a text, change features",
+    ),
     "bench harvest": (
         "mechlab.cli.bench",
         "harvest",
