@@ -22,23 +22,23 @@
   };
 
   // One token as a chip: shade and underline grow with |value| / max; below zero the underline is dotted.
-  mechlab.token = (text, value, max, { peak = false, signed = false } = {}) => {
+  mechlab.token = (text, value, max, { peak = false, signed = false, what = "activation" } = {}) => {
     const span = make("span", {}, mechlab.visible(text));
     if (value) {
       span.className = `on${peak ? " peak" : ""}${signed && value < 0 ? " below" : ""}`;
       span.style.setProperty("--a", max ? Math.min(1, Math.abs(value) / max).toFixed(3) : 0);
-      span.title = `activation ${show(value)}`;
+      span.title = `${what} ${show(value)}`;
       span.setAttribute("role", "img"); // a plain span may not carry a label
-      span.setAttribute("aria-label", `${text}, activation ${show(value)}`);
+      span.setAttribute("aria-label", `${text}, ${what} ${show(value)}`);
     }
     return span;
   };
 
-  mechlab.tokens = ({ t, a, c }, strings, { max, signed = false } = {}) => {
+  mechlab.tokens = ({ t, a, c }, strings, { max, signed = false, what } = {}) => {
     const values = new Map(a);
     const top = max || Math.max(0, ...a.map(([, value]) => Math.abs(value)));
     return make("div", { class: "text", dir: "auto" }, t.map((number, i) => {
-      const span = mechlab.token(strings[number], values.get(i), top, { peak: i === c, signed });
+      const span = mechlab.token(strings[number], values.get(i), top, { peak: i === c, signed, what });
       span.dataset.place = i;
       return span;
     }));
