@@ -35,7 +35,19 @@ VIEWS = ("features", "circuit", "compare", "tokens", "run")
 LIMIT = 30_000_000
 _CLIENT = Path(__file__).parent / "client"
 # In this order; a file that is not there is left out.
-_PARTS = ("core", "parts", "chart", "graph", "features", "feature", "circuit", "compare", "tokens", "run", "live")
+_PARTS = (
+    "core",
+    "parts",
+    "chart",
+    "graph",
+    "features",
+    "feature",
+    "circuit",
+    "compare",
+    "tokens",
+    "run",
+    "live",
+)
 # Blocks that the page holds even where the others are files.
 _FIRST = ("site", "overview")
 
