@@ -134,16 +134,26 @@ def quantile_contexts(
 ) -> list[list[Context]]:
     """``count`` random contexts from each quantile of a feature's peaks, the strongest quantile first.
 
-    Peaks are the strongest tokens of every passage. Quantiles are of their ranks: each has the same
-    number of them. Raises MechlabError as ``top_contexts``.
+    Raises MechlabError as ``top_contexts``.
     """
     _positive(count)
-    row, value = peaks(index, feature)
-    ranked = row[np.lexsort((row, -value))]
     return [
-        _distinct(index.text, generator.permutation(part), count, radius)
-        for part in np.array_split(ranked, quantiles)
+        distinct_contexts(index.text, generator.permutation(row), count, radius)
+        for row, _ in quantile_peaks(index, feature, quantiles)
     ]
+
+
+def quantile_peaks(
+    index: FeatureIndex, feature: int, quantiles: int = QUANTILES
+) -> list[tuple[Int[np.ndarray, "peak"], Float32[np.ndarray, "peak"]]]:
+    """Quantiles of a feature's peaks, the strongest first: rows and activations, strongest first.
+
+    Peaks are the strongest tokens of every passage. Quantiles are of their ranks: each has the same
+    number of them. Raises MechlabError for a feature that does not exist.
+    """
+    row, value = peaks(index, feature)
+    order = np.lexsort((row, -value))
+    return [(row[part], value[part]) for part in np.array_split(order, quantiles)]
 
 
 def importance_contexts(
@@ -156,7 +166,7 @@ def importance_contexts(
     _positive(count)
     row, value = index.entries(feature)
     order = np.argsort(-np.log(generator.random(len(row))) / value, kind="stable")
-    return _distinct(index.text, row[order], count, radius)
+    return distinct_contexts(index.text, row[order], count, radius)
 
 
 def random_contexts(
@@ -164,7 +174,7 @@ def random_contexts(
 ) -> list[Context]:
     """Contexts around random active tokens, one of a passage. MechlabError as ``top_contexts``."""
     _positive(count)
-    return _distinct(index.text, _mixed(index, feature, generator), count, radius)
+    return distinct_contexts(index.text, _mixed(index, feature, generator), count, radius)
 
 
 def inactive_contexts(
@@ -249,7 +259,9 @@ def peaks(index: FeatureIndex, feature: int) -> tuple[Int[np.ndarray, "peak"], F
     return row[first], value[first]
 
 
-def _distinct(text: Text, rows: Int[np.ndarray, "candidate"], count: int, radius: int) -> list[Context]:
+def distinct_contexts(
+    text: Text, rows: Int[np.ndarray, "candidate"], count: int, radius: int = RADIUS
+) -> list[Context]:
     """Contexts of the first ``count`` rows whose passage and text have not come before."""
     found: list[Context] = []
     texts: set[bytes] = set()
@@ -270,12 +282,17 @@ def _without(
 ) -> list[Context]:
     """The same of the rows around which the feature is nowhere active."""
     text, active = index.text, index.entries(feature)[0]
-    passage = text.passage[rows]
     reach = radius + (_MARGIN if text.vocabulary.partial else 0)
-    start = np.maximum(text.bounds[passage], rows - reach).astype(active.dtype)
-    stop = np.minimum(text.bounds[passage + 1], rows.astype(np.int64) + reach + 1).astype(active.dtype)
-    silent = np.searchsorted(active, start) == np.searchsorted(active, stop)
-    return _distinct(text, rows[silent], count, radius)
+    # The first few nearly always suffice, and give what all of them would.
+    for some in (rows[: _DRAWS * count], rows):
+        passage = text.passage[some]
+        start = np.maximum(text.bounds[passage], some - reach).astype(active.dtype)
+        stop = np.minimum(text.bounds[passage + 1], some.astype(np.int64) + reach + 1).astype(active.dtype)
+        silent = np.searchsorted(active, start) == np.searchsorted(active, stop)
+        found = distinct_contexts(text, some[silent], count, radius)
+        if len(found) == count:
+            break
+    return found
 
 
 def _positive(count: int) -> None:
