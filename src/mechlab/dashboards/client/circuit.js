@@ -127,7 +127,7 @@
         make("dl", { class: "figures" },
           figures.map(([name, value, note]) => make("div", {}, make("dt", {}, name), make("dd", {}, signed(value), note && make("small", { class: "quiet" }, ` ${note}`)))),
           node.direct && make("div", {}, make("dt", {}, "direct contribution to the logits"), make("dd", {}, mechlab.scoreText(node.direct)))),
-        edgeList("Reads from", into, (e) => edges.from[e], (e) => edges.source[e] + (edges.reader[e] === node.name ? "" : ` into ${edges.reader[e].slice(node.name.length + 1)}`)),
+        edgeList("Reads from", into, (e) => edges.from[e], (e) => edges.source[e], (e) => (edges.reader[e] === node.name ? "" : `into ${edges.reader[e].slice(node.name.length + 1)}`)),
         edgeList("Read by", out, (e) => edges.to[e], (e) => edges.reader[e]),
         ...attention(node),
       ].filter(Boolean);
@@ -137,12 +137,12 @@
       const here = node.site === mechlab.facts.facts.site && mechlab.facts.views.includes("features");
       return make("p", {}, here ? make("a", { href: mechlab.link(["feature", node.feature]) }, `Feature ${node.feature}`) : `Feature ${node.feature} of ${node.site}`);
     }
-    function edgeList(title, numbers, other, text) {
+    function edgeList(title, numbers, other, text, part = () => "") {
       const top = Math.max(...numbers.map((e) => Math.abs(edges.score[e])), 1e-12);
       const bar = (e) => { const fill = make("i"); fill.style.setProperty("--a", (Math.abs(edges.score[e]) / top).toFixed(3)); return make("span", { class: `bar-cell${edges.score[e] < 0 ? " negative" : ""}`, "aria-hidden": "true" }, fill); };
       return make("section", { class: "edge-list" }, make("h3", {}, `${title} (${numbers.length})`), numbers.length
         ? make("ul", {}, numbers.map((e) => make("li", { onmouseenter: () => graph.light([e]), onmouseleave: () => graph.light([]), onfocusin: () => graph.light([e]), onfocusout: () => graph.light([]) },
-          nodeLink(other(e), text(e)), bar(e), make("span", { class: "number" }, signed(edges.score[e])))))
+          make("span", {}, nodeLink(other(e), text(e)), part(e) && make("small", { class: "quiet" }, ` ${part(e)}`)), bar(e), make("span", { class: "number" }, signed(edges.score[e])))))
         : make("p", { class: "quiet" }, "Nothing at this size."));
     }
 
@@ -185,8 +185,8 @@
             make("div", { class: "sizes" }, make("label", { for: "circuit-size" }, block.curves.length ? "Edges taken, by |score|" : "Edges shown, by |score|"), slider, whole),
             make("p", { class: "size-now" }, amount), measured, graph,
             make("figcaption", { class: "quiet" }, `Width shows |score|; dashed edges are negative.${byName.has("logits") ? " An edge into a query, key or value ends at the head of that number." : ""}${missing || ""}`)),
-          make("section", { class: "card" }, list)),
-        make("div", {}, panel, make("section", { class: "card" }, curve))));
+          make("section", { class: "card" }, curve), make("section", { class: "card" }, list)),
+        make("div", {}, panel)));
     panel.tabIndex = -1;
     if (!block.curves.length) curve.parentElement.remove();
     const step = (by) => resize(Math.min(Math.max((taken ?? size.top) + by, 1), size.most));
@@ -195,7 +195,7 @@
       if (used.length) select(used[(used.indexOf(chosen) + by + used.length + (chosen === null && by < 0)) % used.length]);
     };
     mechlab.keys({ "]": () => step(1), "[": () => step(-1), j: () => walk(1), k: () => walk(-1), Escape: () => select(null) },
-      { "[ ]": "fewer, more edges", "j k": "next, previous node" });
+      "[, ]: fewer and more edges; j, k: next and previous node");
     refresh();
   }
 
