@@ -319,7 +319,7 @@ def _activation(codes: Codes, feature: int) -> float:
     return float(torch.where(codes.indices == feature, codes.values, 0).sum(1).max())
 
 
-def _strongest(codes: Codes) -> list[list[float | None]]:
+def _strongest(codes: Codes) -> list[tuple[int, float | None]]:
     """[feature, activation] of the features that are most active on some rows, strongest first."""
     best: dict[int, float] = {}
     values, slots = codes.values.topk(min(_TOP, codes.values.shape[1]))
@@ -328,7 +328,7 @@ def _strongest(codes: Codes) -> list[list[float | None]]:
         if value > best.get(feature, 0.0):
             best[feature] = value
     ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
-    return [[feature, _short(value)] for feature, value in ranked[:_TOP]]
+    return [(feature, _short(value)) for feature, value in ranked[:_TOP]]
 
 
 def _short(value: float | Tensor) -> float | None:

@@ -14,8 +14,10 @@ What guards it, in the order in which a request meets it:
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
+import hashlib
 import html
 import ipaddress
 import json
@@ -35,7 +37,7 @@ from pydantic import ValidationError
 from mechlab.artifacts import Artifact
 from mechlab.dashboards.live import ActivationsRequest, Live, Request, SteerRequest
 from mechlab.dashboards.serve_request import Answer, Handler, Refused, as_json
-from mechlab.dashboards.site import INDEX, script_json
+from mechlab.dashboards.site import CLIENT, INDEX, script_json
 from mechlab.errors import MechlabError
 
 _CONNECTIONS, _QUEUE, _TOKEN = 64, 8, 16
@@ -199,17 +201,23 @@ def _files(site: Artifact) -> dict[str, Answer]:
 
 
 def _live_page(page: str) -> tuple[str, str]:
-    """A site's page that knows there is a model, and its policy, which becomes a header.
+    """A site's page with the view that asks the model, and its policy, which becomes a header.
 
     Policies only add up: one left in the page would forbid it to ask the server.
     """
     meta = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">\n?', page)
     block = re.search(r'(<script type="application/json" id="b-site">)(.*?)</script>', page)
-    if meta is None or block is None:
+    end = page.rfind("</body>")
+    if meta is None or block is None or end < 0:
         raise MechlabError("page of the site cannot be read", INDEX, "build the dashboard again")
     facts = script_json({**json.loads(block[2]), "live": True})
-    page = page[: meta.start()] + page[meta.end() : block.start(2)] + str(facts) + page[block.end(2) :]
-    return page, f"{html.unescape(meta[1])}; connect-src 'self'; frame-ancestors 'none'"
+    script, style = ((CLIENT / f"live.{ending}").read_text() for ending in ("js", "css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = html.unescape(meta[1]).replace("script-src ", f"script-src 'sha256-{digest}' ")
+    head = page[: meta.start()] + page[meta.end() : block.start(2)] + str(facts)
+    view = f"<style>{style}</style><script>{script}</script>"
+    live = head + page[block.end(2) : end] + view + page[end:]
+    return live, f"{policy}; connect-src 'self'; frame-ancestors 'none'"
 
 
 def _loopback(host: str) -> bool:

@@ -33,8 +33,8 @@ KIND = "dashboard"
 INDEX = "index.html"
 VIEWS = ("features", "circuit", "compare", "tokens", "run")
 LIMIT = 30_000_000
-_CLIENT = Path(__file__).parent / "client"
-# In this order; a file that is not there is left out.
+CLIENT = Path(__file__).parent / "client"
+# In this order; a file that is not there is left out. The live view is added by the server that it needs.
 _PARTS = (
     "core",
     "parts",
@@ -46,7 +46,6 @@ _PARTS = (
     "compare",
     "tokens",
     "run",
-    "live",
 )
 # Blocks that the page holds even where the others are files.
 _FIRST = ("site", "overview")
@@ -193,7 +192,7 @@ def style() -> str:
 
 
 def _joined(ending: str) -> str:
-    files = (_CLIENT / f"{part}.{ending}" for part in _PARTS)
+    files = (CLIENT / f"{part}.{ending}" for part in _PARTS)
     return "\n".join(path.read_text() for path in files if path.is_file())
 
 
