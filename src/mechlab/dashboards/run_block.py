@@ -70,7 +70,7 @@ def training_history(artifact: Artifact) -> dict[str, Any]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line, parse_int=float))
         except ValueError:
             continue
     if not rows:
