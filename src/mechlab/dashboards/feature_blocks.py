@@ -15,6 +15,8 @@ from jaxtyping import Int
 from mechlab.dashboards.feature_contexts import choose_contexts, strongest
 from mechlab.dashboards.feature_material import FeatureMaterial
 from mechlab.dashboards.feature_record import Recorder, Strings, short
+from mechlab.features.contexts import context_at
+from mechlab.features.text import Text
 from mechlab.sae.metrics.geometry import DENSE
 
 CHUNK = 64
@@ -73,7 +75,7 @@ def _overview(
             "mean": [short(each) for each in index.mean.tolist()],
             "said": [said.text if said else "" for said in first],
             "by": [said.explainer if said else "" for said in first],
-            "tokens": [_tokens(material, row) for row in peaks],
+            "tokens": [_tokens(index.text, row) for row in peaks],
             "scores": by_scorer,
             "flags": [
                 "dead" if not each else "dense" if each > DENSE else "" for each in index.density.tolist()
@@ -87,8 +89,15 @@ def _overview(
     }
 
 
-def _tokens(material: FeatureMaterial, peaks: Int[np.ndarray, "top"]) -> list[str]:
+def _tokens(text: Text, peaks: Int[np.ndarray, "top"]) -> list[str]:
     """What the tokens at a feature's strongest peaks say, the strongest first."""
-    text = material.index.text
-    said = (text.vocabulary[token] or f"<{token}>" for token in text.tokens[peaks[peaks >= 0]].tolist())
-    return list(dict.fromkeys(said))[:_TOKENS]
+    found: dict[str, None] = {}
+    for row in peaks[peaks >= 0].tolist():
+        token = int(text.tokens[row])
+        said = text.vocabulary[token]
+        if token in text.vocabulary.partial:
+            context = context_at(text, row, 0)
+            pieces = text.vocabulary.pieces(text.tokens[context.start : context.stop])
+            said = next(piece.text for piece in pieces if piece.start <= context.centre < piece.stop)
+        found[said or f"<{token}>"] = None
+    return list(found)[:_TOKENS]

@@ -12,7 +12,7 @@ import torch
 from mechlab.dashboards.concepts import ConceptMatch, concept_matches, fable_labels
 from mechlab.dashboards.feature_heads import Heads, head_contributions
 from mechlab.dashboards.feature_judged import DrillDown
-from mechlab.dashboards.steering import Steering, steering_samples
+from mechlab.dashboards.steering import Steering, opening_prompts, steering_samples
 from mechlab.errors import MechlabError
 from mechlab.features.explanations import Explanations
 from mechlab.features.index import FeatureIndex
@@ -93,7 +93,8 @@ def gather_material(
         dictionary: for neighbours by cosine.
         subject: with the dictionary, for effects on the logits and for heads, where the dictionary's
             place allows them.
-        steer: so many of the most active features, dense ones left out, get steering samples; needs both.
+        steer: so many of the most active features, dense ones left out, get steering samples; needs both,
+            a causal model, and passages to begin with.
         progress: told of a step, how much of it is done, and of how much.
 
     Raises MechlabError for explanations of an index of another size, a dictionary that is not of this
@@ -112,9 +113,9 @@ def gather_material(
     found = FeatureMaterial(
         index,
         statistics_of(index) if statistics is None else statistics,
-        explanations or NO_EXPLANATIONS,
-        scores or NO_SCORES,
-        notes or NO_NOTES,
+        NO_EXPLANATIONS if explanations is None else explanations,
+        NO_SCORES if scores is None else scores,
+        NO_NOTES if notes is None else notes,
         drill,
     )
     tell("neighbours", 0, 1)
@@ -140,11 +141,17 @@ def gather_material(
         tell("heads", 0, 1)
         with contextlib.suppress(MechlabError):  # a model whose weights are not known
             more["heads"] = head_contributions(subject, dictionary, index)
-        if steer:
-            often = np.argsort(-found.index.density, kind="stable")
-            chosen = [f for f in often.tolist() if 0 < index.density[f] <= DENSE][:steer]
+        prompts = opening_prompts(index, subject)
+        if steer and prompts:
+            often = np.argsort(-index.density, kind="stable").tolist()
+            chosen = [feature for feature in often if 0 < index.density[feature] <= DENSE][:steer]
             more["steering"] = steering_samples(
-                subject, dictionary, index, chosen, progress=lambda done, of: tell("steering", done, of)
+                subject,
+                dictionary,
+                index,
+                chosen,
+                prompts=prompts,
+                progress=lambda done, of: tell("steering", done, of),
             )
     labels = fable_labels(index)
     if labels is not None:

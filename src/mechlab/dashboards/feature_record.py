@@ -99,7 +99,7 @@ class Recorder:
         if chosen.top:
             found["hist"] = {
                 "counts": statistics.histogram[feature].tolist(),
-                "max": short(statistics.maximum[feature]),
+                "max": short(float(statistics.maximum[feature])),
             }
             found["quantiles"] = [short(each) for each in statistics.quantile[feature].tolist()]
             found["contexts"] = self._contexts(feature, chosen, strings)
@@ -253,7 +253,7 @@ def score_record(scored: Scored) -> dict[str, Any]:
     }
 
 
-def short(value: float | None, digits: int = 4) -> float | int | None:
+def short(value: float | int | None, digits: int = 4) -> float | int | None:
     """A number with few significant digits; None for what is no number."""
     if value is None or not math.isfinite(value):
         return None

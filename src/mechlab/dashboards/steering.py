@@ -32,6 +32,8 @@ STRENGTHS = (-1.0, 0.0, 1.0, 2.0, 4.0)
 NEW_TOKENS, PROMPTS, PROMPT_TOKENS = 12, 3, 8
 # Numbers in the logits of one batch.
 _BUDGET = 2**25
+# Passages of each part of the text that are looked at for a prompt.
+_TRIED = 16
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def steering_samples(
     Raises MechlabError for a feature that does not exist or is dead, no prompt, one that leaves no room
     in the model's context, and sites that cannot be edited.
     """
-    said = tuple(prompts) if prompts is not None else opening_prompts(index)
+    said = tuple(prompts) if prompts is not None else opening_prompts(index, subject)
     if not said:
         raise MechlabError("no prompt to steer on", None, "give prompts=")
     for feature in features:
@@ -122,19 +124,20 @@ def steering_samples(
     return Steering(said, found)
 
 
-def opening_prompts(
-    index: FeatureIndex, count: int = PROMPTS, length: int = PROMPT_TOKENS
-) -> tuple[str, ...]:
-    """Beginnings of passages spread evenly over the text, no two alike."""
-    text = index.text
-    long_enough = np.flatnonzero(np.diff(text.bounds) >= length)
-    found: dict[str, None] = {}
-    for part in np.array_split(long_enough, count):
-        for passage in part[:16]:
+def opening_prompts(index: FeatureIndex, subject: Subject) -> tuple[str, ...]:
+    """Beginnings of passages spread evenly over the text, no two alike; none where a model cannot go on."""
+    text, room = index.text, subject.n_ctx - NEW_TOKENS - 1
+    length = min(PROMPT_TOKENS, room)
+    if not subject.causal or length < 1:
+        return ()
+    found: list[str] = []
+    for part in np.array_split(np.flatnonzero(np.diff(text.bounds) >= length), PROMPTS):
+        for passage in part[:_TRIED]:
             start = int(text.bounds[passage])
             prompt = text.vocabulary.string(text.tokens[start : start + length])
-            if prompt.strip() and prompt not in found:
-                found[prompt] = None
+            # Written and read again it can have more tokens.
+            if prompt.strip() and prompt not in found and len(subject.tokens(prompt)) <= room + 1:
+                found.append(prompt)
                 break
     return tuple(found)
 
