@@ -83,6 +83,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "model info": ("mechlab.cli.model", "info", "sites, sizes and fingerprint of a model"),
     "model train-fable": ("mechlab.cli.model", "train", "train the bundled model from scratch"),
     "model check-fable": ("mechlab.cli.model", "check", "measure every behaviour of the bundled model"),
+    "dashboard build": (
+        "mechlab.cli.dashboard",
+        "build",
+        "an offline page of a run: features, circuit, texts, how it was made",
+    ),
     "dashboard serve": (
         "mechlab.cli.dashboard_serve",
         "serve",

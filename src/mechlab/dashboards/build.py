@@ -48,13 +48,12 @@ PARTS = {
 }
 # What a part was made from: part, role among its inputs, other part.
 _MADE_FROM = (
-    ("explanations", "index", "index"),
     ("scores", "explanations", "explanations"),
     ("scores", "index", "held"),
     ("index", "dictionary", "dictionary"),
 )
 # More of a run, of which the site tells how they were made.
-_OTHERS = ("activations", "heldout", "evaluation")
+OTHERS = ("activations", "heldout", "evaluation")
 
 Progress = Callable[[str, int, int], None]
 """Called with (step, done, total)."""
@@ -186,7 +185,8 @@ def _blocks(found: Findings, steer: int, documents: int, progress: Progress) -> 
         yield "circuit", circuit_block(found.circuit, subject, found.prompts)
     if index is not None:
         progress("tokens", 0, 0)
-        yield from token_blocks(index, documents=documents, subject=subject, dictionary=dictionary)
+        effects = None if subject is None else dictionary
+        yield from token_blocks(index, documents=documents, subject=subject, dictionary=effects)
     yield (
         "run",
         run_block(
@@ -242,7 +242,7 @@ def read_run(path: Path, *, model: bool = True) -> Findings:
         config=config,
         inputs=inputs,
         timings=summary["seconds"],
-        others={name: path / name for name in _OTHERS if exists(path / name)},
+        others={name: path / name for name in OTHERS if exists(path / name)},
     )
 
 
@@ -270,7 +270,9 @@ def read_parts(
     for part, role, other in _MADE_FROM:
         known = inputs.get(part, {}).get(role)
         if other in made and known not in (None, prints[other]):
-            raise MechlabError(f"{part} are of other {other}", parts[part], "give what belongs together")
+            raise MechlabError(
+                f"{part} and {other} do not belong together", parts[part], f"check {parts[other]}"
+            )
     if "index" in parts and inputs.get("scores", {}).get("index") == prints["index"]:
         parts = {"held": parts["index"], **parts}
     index = load_index(parts["index"]) if "index" in parts else None

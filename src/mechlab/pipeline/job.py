@@ -2,7 +2,7 @@
 
 Each stage writes an artifact into the run directory and is skipped when that artifact is
 already there, so a run that was interrupted goes on where it stopped. The run itself is an
-artifact whose files are ``summary.json`` and ``dashboard.html``.
+artifact whose one file is ``summary.json``; the page stands in ``dashboard/``.
 
 Documents are divided once: the dictionary is trained and the features are explained on the
 train split, the dictionary is evaluated on validation, and explanations are scored on test.
@@ -26,8 +26,8 @@ from mechlab.activations.store import Store
 from mechlab.artifacts import Writer, exists, open_artifact, writing
 from mechlab.circuits.circuit import Circuit, task_fingerprint
 from mechlab.circuits.find import find_circuit, require_task
-from mechlab.dashboards.page import render_page
-from mechlab.dashboards.run_page import run_page
+from mechlab.dashboards.build import OTHERS, PARTS, read_parts, site_of, site_of_run
+from mechlab.dashboards.site import INDEX, write_site
 from mechlab.data.corpus import BUNDLED, Corpus, open_corpus, require_tokens
 from mechlab.data.tasks import Task, make_task
 from mechlab.errors import MechlabError
@@ -42,7 +42,6 @@ from mechlab.features.index import FeatureIndex
 from mechlab.features.scoring.score import score_features
 from mechlab.features.scoring.scorecard import Scorecard, load_scores, save_scores
 from mechlab.features.sources import index_dictionary, store_rows
-from mechlab.features.statistics import load_statistics
 from mechlab.features.windows import WIDTH
 from mechlab.files import canonical_json, write_atomic
 from mechlab.models.subject import Subject, load_model
@@ -53,7 +52,7 @@ from mechlab.sae.evaluate import Evaluation, evaluate
 from mechlab.settings import changed
 
 KIND = "run"
-SUMMARY, PAGE = "summary.json", "dashboard.html"
+SUMMARY, PAGE = "summary.json", "dashboard"
 # Windows that explanations are scored on have at least so many tokens.
 FEWEST_TOKENS = 4
 MOST_LATENTS = 2**22
@@ -85,7 +84,7 @@ class Run:
     @property
     def dashboard(self) -> Path:
         """The page, to be opened in a browser."""
-        return self.path / PAGE
+        return self.path / PAGE / INDEX
 
 
 def run(config: RunConfig | None = None, *, progress: Progress | None = None, **settings: Any) -> Run:
@@ -123,7 +122,10 @@ def run(config: RunConfig | None = None, *, progress: Progress | None = None, **
             writer.withdraw()
             job.run(writer)
         assert writer.finished is not None
-        return Run(config.out, json.loads(writer.finished.file(SUMMARY).read_text()))
+        done = Run(config.out, json.loads(writer.finished.file(SUMMARY).read_text()))
+    if not exists(config.out / PAGE):  # of a run from before there were such pages, or taken away
+        write_site(site_of_run(config.out), config.out / PAGE, overwrite=True)
+    return done
 
 
 class _Job:
@@ -184,31 +186,40 @@ class _Job:
             else:
                 circuit = self._circuit()
         with self._timed("explain", ledger):
-            index, explanations = self._explain(dictionary, store)
+            explanations = self._explain(dictionary, store)
         with self._timed("score", ledger):
             scores = self._score(dictionary, heldout, explanations)
-        summary = summarise(store, dictionary, evaluation, circuit, explanations, scores)
-        summary = {"model": self.config.model, **summary, "dashboard": str(self.config.out / PAGE)}
         with self._timed("page", ledger):
-            page = run_page(
-                model=self.config.model,
-                site=self.site,
-                tokens=store.n_rows,
-                command=self.config.command(),
-                config=writer.plan.config,
-                fingerprints=writer.plan.inputs,
-                timings=self.seconds,
-                evaluation=evaluation,
-                circuit=circuit,
-                index=index,
-                statistics=load_statistics(self.config.out / "features"),
-                explanations=explanations,
-                scores=scores,
-            )
-            write_atomic(writer.work / PAGE, render_page(page))
-        summary["seconds"] = {stage: round(self.seconds.get(stage, 0.0), 2) for stage in STAGES}
+            self._page(writer, evaluation)
+        summary = summarise(store, dictionary, evaluation, circuit, explanations, scores)
+        summary = {
+            "model": self.config.model,
+            **summary,
+            "seconds": {stage: round(self.seconds.get(stage, 0.0), 2) for stage in STAGES},
+            "dashboard": str(self.config.out / PAGE / INDEX),
+        }
         write_atomic(writer.work / SUMMARY, json.dumps(summary, indent=1) + "\n")
-        writer.commit([SUMMARY, PAGE])
+        writer.commit([SUMMARY], {"command": self.config.command()})
+
+    def _page(self, writer: Writer, evaluation: Evaluation) -> None:
+        """The site of all that has been made; it is of this run whatever was there before."""
+        config, out = writer.plan.config, self.config.out
+        found = read_parts(
+            {name: out / folder for name, folder in PARTS.items() if exists(out / folder)},
+            title=f"{config['model']} at {config['site']}",
+            facts={"model": config["model"], "site": config["site"]},
+            subject=self.subject,
+            evaluation=evaluation,
+            command=self.config.command(),
+            config=config,
+            inputs=writer.plan.inputs,
+            timings=self.seconds,
+            others={name: out / name for name in OTHERS},
+        )
+        site = site_of(
+            found, progress=lambda step, done, total: self.progress(f"page: {step}", done, total, {})
+        )
+        write_site(site, out / PAGE, overwrite=True)
 
     def _harvest(self, name: str, split: str, tokens: int) -> Store:
         return harvest(
@@ -277,7 +288,7 @@ class _Job:
         found.save(path, overwrite=self.config.overwrite)
         return found
 
-    def _explain(self, dictionary: Dictionary, store: Store) -> tuple[FeatureIndex, Explanations]:
+    def _explain(self, dictionary: Dictionary, store: Store) -> Explanations:
         index = self._index("features", dictionary, store, EXPLAIN_ROWS)
         path = self.config.out / "explanations"
         save_explanations(
@@ -290,7 +301,7 @@ class _Job:
             inputs={"index": open_artifact(self.config.out / "features").manifest.fingerprint},
             overwrite=self.config.overwrite,
         )
-        return index, load_explanations(path)
+        return load_explanations(path)
 
     def _score(self, dictionary: Dictionary, heldout: Store, explanations: Explanations) -> Scorecard:
         index = self._index("heldout_features", dictionary, heldout, None)
