@@ -54,7 +54,9 @@ def circuit_block(
             noising=short(effect.noising),
             denoising=short(effect.denoising),
         )
-    block = _drawn(drawing, nodes, {each[:2]: each[3:] for each in edges})
+    block = drawn_edges(
+        drawing, nodes, {each[:2]: {"joins": each[3], "found": int(each[4])} for each in edges}
+    )
     found = circuit.evaluation
     block |= {
         "title": f"{circuit.task} by {circuit.method}",
@@ -104,8 +106,8 @@ def graph_block(graph: FeatureGraph, title: str, facts: Mapping[str, str] | None
         nodes[node.name]["kind"] = _UNITS[node.kind]
         if node.kind == "feature":
             nodes[node.name] |= {"site": node.site, "feature": node.index}
-    ranks = {edge[:2]: (rank, True) for rank, edge in enumerate(triples, start=1)}
-    return _drawn(drawing, nodes, ranks) | {
+    ranks = {edge[:2]: {"joins": rank, "found": 1} for rank, edge in enumerate(triples, start=1)}
+    return drawn_edges(drawing, nodes, ranks) | {
         "title": title,
         "facts": [[name, value] for name, value in (facts or {}).items()],
         "scores": [],
@@ -151,15 +153,20 @@ def _strongest(
     return [(row, column) for row, column in edges[order].tolist() if zeros or scores[row, column] != 0]
 
 
-def _drawn(
+def drawn_edges(
     drawing: Drawing,
     nodes: Mapping[str, Mapping[str, Any]],
-    ranks: Mapping[tuple[str, str], tuple[int | None, bool]],
+    rows: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Nodes and edges with their places; edges in columns, the strongest first."""
+    """A drawing as a block: nodes and edges with their places, edges in columns, the strongest first.
+
+    Args:
+        nodes: name → what else the block says of a node.
+        rows: (source, reader) → what else it says of an edge, the same of each.
+    """
     edges = drawing.edges[::-1]
     numbers = {node.name: number for number, node in enumerate(drawing.nodes)}
-    pairs = [ranks[edge.source, edge.reader] for edge in edges]
+    more = [rows[edge.source, edge.reader] for edge in edges]
     return {
         "width": drawing.width,
         "height": drawing.height,
@@ -178,8 +185,7 @@ def _drawn(
             "score": [short(edge.score) for edge in edges],
             "path": [edge.path for edge in edges],
             "width": [edge.width for edge in edges],
-            "joins": [joins for joins, _ in pairs],
-            "found": [int(found) for _, found in pairs],
+            **{name: [row[name] for row in more] for name in (more[0] if more else ())},
         },
     }  # fmt: skip
 
