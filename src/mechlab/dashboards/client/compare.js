@@ -75,16 +75,23 @@
     const together = found.pairs.together && { name: "together", title: "together", number: true, cell: (row) => mechlab.percent(row.together), value: (row) => row.together, help: "tokens on which both are active, of those on which any is" };
     const nearest = (side) => ({ name: "nearest", title: "nearest", number: true, cell: (row) => link(side, row.nearest), help: "the other's feature of largest cosine" });
 
-    const holder = make("div"), search = make("input", { type: "search", "data-search": true, value: state.q ?? "", placeholder: "number, explanation or token", "aria-label": "Search features", oninput: () => { remember({ q: search.value }); table.update({ rows: matching() }); count(); } });
+    const holder = make("div"), search = make("input", { type: "search", "data-search": true, value: state.q ?? "", placeholder: "number, explanation or token", "aria-label": "Search features", oninput: () => { remember({ q: search.value }); table.update({ rows: ordered(matching()) }); count(); } });
     const counted = make("span", { class: "quiet" });
-    let table;
+    let table, ordered;
     const matching = () => { const q = search.value.toLowerCase(); return q ? rows[shown].filter((row) => text(row).includes(q)) : rows[shown]; };
     const count = () => { counted.textContent = `${table.sorted.length} of ${rows[shown].length}`; mechlab.say(counted.textContent); };
     function list() {
       const sides = shown === 1 ? [...columns(one, "left", left), cosine, nearest(other)] : shown === 2 ? [...columns(other, "right", right), cosine, nearest(one)]
         : [...columns(one, "left", left), cosine, together, ...columns(other, "right", right)].filter(Boolean);
-      const [name, down] = (state.sort ?? "cosine").split(".");
-      table = mechlab.table({ caption: names[shown], columns: sides, rows: matching(), limit: 50, sort: { name, down: state.sort ? down === "down" : shown !== 1 && shown !== 2 }, onsort: (order) => remember({ sort: `${order.name}.${order.down ? "down" : "up"}` }) });
+      const [asked, direction] = (state.sort ?? "").split("."), by = sides.find((column) => column.value && column.name === asked) ?? cosine;
+      // The most alike pairs first; of the others, those that are least like any.
+      let sort = { name: by.name, down: state.sort ? direction === "down" : shown === 0 || shown === 3 };
+      ordered = (rows) => [...rows].sort(mechlab.order(sides.find(({ name }) => name === sort.name).value, sort.down));
+      table = mechlab.table({ caption: names[shown], columns: sides, rows: ordered(matching()), limit: 50, sort, onsort: (name, down) => {
+        sort = { name, down };
+        remember({ sort: `${name}.${down ? "down" : "up"}` });
+        table.update({ rows: ordered(matching()), sort });
+      } });
       holder.replaceChildren(table);
       count();
     }

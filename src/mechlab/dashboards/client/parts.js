@@ -44,7 +44,8 @@
     }));
   };
 
-  // Rows without a value come last either way.
+  // How two rows compare by a value; rows without one come last either way.
+  mechlab.order = compare;
   function compare(value, down) {
     const missing = (x) => x === null || x === undefined || x === "" || Number.isNaN(x);
     return (a, b) => {
