@@ -1,0 +1,187 @@
+"""The live view in a real browser, with a model behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dashboards.live_parts import TEXT, codes_of, live_of, resid, site_at
+from dashboards.serve_client import running
+from mechlab.dashboards.live import Live
+from mechlab.dashboards.serve import Server
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory) -> Live:
+    return live_of(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def server(live, tmp_path_factory) -> Iterator[Server]:
+    with running(
+        live, site_at(tmp_path_factory.mktemp("served") / "site"), token="for-the-browser-test"
+    ) as it:
+        yield it
+
+
+@pytest.fixture
+def visit(browser, server) -> Iterator[Any]:
+    """Open an address of the served site; at the end nothing but the server may have been asked."""
+    complaints: list[str] = []
+    requests: list[str] = []
+    context = browser.new_context(viewport={"width": 1300, "height": 800})
+    tab = context.new_page()
+    tab.set_default_timeout(20_000)
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.expected = []
+
+    def go(address: str = "#/live") -> Any:
+        tab.goto(server.url + address)
+        return tab
+
+    yield go
+    unexpected = [line for line in complaints if not any(part in line for part in tab.expected)]
+    context.close()
+    assert unexpected == []
+    assert {
+        url for url in requests if not url.startswith((f"http://127.0.0.1:{server.port}/", "data:"))
+    } == set()
+
+
+def typed(tab, text: str = TEXT) -> None:
+    tab.fill("#live-text", text)
+    tab.keyboard.press("Control+Enter")
+    tab.wait_for_selector(".chip")
+
+
+def test_a_text_is_typed_and_its_features_are_shown(visit, live):
+    tab = visit()
+    assert tab.evaluate("document.activeElement.id") == "live-text"
+    assert "token=" not in tab.url  # it is a cookie by now
+    tab.keyboard.type("The cat ran to the box.")
+    tab.keyboard.press("Control+Enter")
+    tab.wait_for_selector(".chip")
+    assert tab.locator(".chip").count() == 7
+    codes = codes_of(live, resid(live, "The cat ran to the box.")[0])
+    first = int(codes[0].argmax())
+    cells = tab.locator(".view-live table").first.locator("tbody tr").first.inner_text()
+    assert cells.split()[0] == str(first)
+    assert f"explanation {first} </script><img" in cells
+    assert tab.evaluate("window.hit") is None
+    assert tab.locator(f".view-live a[href='#/feature/{first}']").count() >= 1
+    assert "text=The%20cat" in tab.url
+
+
+def test_arrows_move_along_the_tokens(visit):
+    tab = visit()
+    typed(tab)
+    tab.locator(".chip").first.focus()
+    for key, at in [("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("Home", 0), ("ArrowLeft", 0)]:
+        tab.keyboard.press(key)
+        assert tab.locator(".chip[aria-pressed=true]").get_attribute("data-place") == str(at)
+        assert tab.evaluate("document.activeElement.dataset.place") == str(at)
+        assert f"At token {at + 1}" in tab.locator(".view-live caption").first.inner_text()
+
+
+def test_one_feature_colours_the_text(visit, live):
+    codes = codes_of(live, resid(live, TEXT)[0])
+    feature = int(codes.sum(0).argmax())
+    tab = visit(f"#/live?text={TEXT.replace(' ', '%20')}&feature={feature}")
+    tab.wait_for_selector(".chip .on")
+    active = "chips => chips.filter((c) => c.querySelector('.on')).map((c) => +c.dataset.place)"
+    places = tab.locator(".chip").evaluate_all(active)
+    assert places == (codes[:, feature] > 0).nonzero()[:, 0].tolist()
+    assert f"Feature {feature} along the text" in tab.locator(".view-live h3").first.inner_text()
+    other = int(codes.sum(0).topk(2).indices[1])
+    tab.get_by_role("button", name=f"Feature {other} along the text").first.click()
+    tab.get_by_role("heading", name=f"Feature {other} along the text").wait_for()
+    assert f"feature={other}" in tab.url
+
+
+def test_a_feature_is_changed_and_the_change_is_seen(visit, live):
+    feature = int(codes_of(live, resid(live, TEXT)[0]).sum(0).argmax())
+    tab = visit()
+    typed(tab)
+    tab.get_by_role("button", name=f"Change feature {feature}").first.click()
+    tab.get_by_label("Times its maximum").fill("4")
+    tab.keyboard.press("Tab")
+    assert f"edits={feature}%3Aadd%3A4" in tab.url
+    tab.get_by_role("button", name="Run the model").click()
+    tab.wait_for_selector("[aria-label='Before and after'] table")
+    text = tab.locator("[aria-label='Before and after']").inner_text()
+    assert "nats per token" in text
+    assert "It goes on: before" in text
+    shares = tab.locator(".share").all_inner_texts()
+    assert len(shares) >= 16
+    # Nothing changes at strength 0, and the page says so.
+    tab.get_by_label("Times its maximum").fill("0")
+    tab.keyboard.press("Tab")
+    tab.get_by_role("button", name="Run the model").click()
+    tab.get_by_text("nothing changed").wait_for()
+    assert "After (the same)" in tab.locator("[aria-label='Before and after']").inner_text()
+
+
+def test_a_deep_link_runs_it_all(visit):
+    tab = visit("#/live?text=The%20cat&edits=5%3Aablate%2C7%3Aclamp%3A1.5&new=5")
+    tab.wait_for_selector("[aria-label='Before and after'] table")
+    assert tab.locator(".changes fieldset").count() == 2
+    assert tab.locator(".changes select").nth(1).input_value() == "clamp"
+    assert tab.locator(".changes input[type=number]").nth(1).is_disabled()
+
+
+def test_what_the_server_refuses_is_shown(visit):
+    tab = visit()
+    tab.expected = ["400 (Bad Request)"]
+    tab.fill("#live-text", "cat " * 200)
+    tab.keyboard.press("Control+Enter")
+    tab.locator(".wrong", has_text="text is too long: 200 tokens").wait_for()
+    typed(tab, "The cat")
+    assert tab.locator(".wrong").inner_text() == ""
+
+
+def test_hostile_texts_are_text(visit):
+    tab = visit()
+    typed(tab, "</script><img src=x onerror=window.hit=1> \u202e <b>")
+    tab.get_by_role("button", name="Run the model").click()
+    tab.wait_for_selector("[aria-label='Before and after'] table")
+    assert tab.evaluate("window.hit") is None
+    assert tab.locator("main img").count() == 0
+
+
+def test_a_server_that_has_gone_is_named(browser, live, tmp_path):
+    with running(live, site_at(tmp_path / "site")) as server:
+        tab = browser.new_page()
+        tab.set_default_timeout(20_000)
+        tab.goto(server.url + "#/live")
+        tab.fill("#live-text", "The cat")
+    tab.keyboard.press("Control+Enter")
+    tab.locator(".wrong", has_text="Is it still running?").wait_for()
+    tab.close()
+
+
+def test_the_page_leads_to_the_live_view(visit):
+    tab = visit("")
+    tab.get_by_role("link", name="Try a text").first.click()
+    tab.wait_for_selector("#live-text")
+
+
+def test_without_a_server_the_view_is_not_offered(browser, tmp_path):
+    site = site_at(tmp_path / "site", limit=10**9)
+    tab = browser.new_page()
+    tab.goto((site.path / "index.html").as_uri())
+    assert tab.get_by_role("link", name="Try a text").count() == 0
+    tab.close()
+
+
+@pytest.mark.parametrize("width", [380, 1300])
+def test_nothing_scrolls_sideways(visit, width):
+    tab = visit("#/live?text=The%20cat%20ran&edits=5%3Aadd%3A2&new=4")
+    tab.set_viewport_size({"width": width, "height": 800})
+    tab.wait_for_selector("[aria-label='Before and after'] table")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
