@@ -181,7 +181,7 @@ def test_a_second_call_changes_nothing_and_is_quick(
     assert again.returncode == 0
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
     assert "fraction of variance explained" in again.stdout
-    assert again.stdout.rstrip().endswith(f"page: {finished / 'dashboard.html'}")
+    assert again.stdout.rstrip().endswith(f"page: {finished / 'dashboard' / 'index.html'}")
 
 
 def test_summary_has_the_promised_keys(finished: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from dashboards.conftest import HOSTILE
 from mechlab.artifacts import open_artifact
-from mechlab.dashboards.site import Site, script_json, write_site
+from mechlab.dashboards.site import CLIENT, Site, script_json, style, write_site
 from mechlab.errors import MechlabError
 
 
@@ -136,3 +136,17 @@ def test_script_json_cannot_end_its_block():
     assert not set("<>&") & set(text)
     assert text.isascii()
     assert json.loads(text) == list(HOSTILE)
+
+
+def test_the_client_never_writes_markup_and_stays_small():
+    """Only the live view, which is served, may ask the server."""
+    files = sorted(CLIENT.glob("*.js"))
+    markup = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|XMLHttp|import\("
+    for path in files:
+        text = path.read_text()
+        assert not re.search(markup, text), path.name
+        assert path.name == "live.js" or "fetch(" not in text, path.name
+    shell = ("core.js", "parts.js", "chart.js")
+    assert sum((CLIENT / name).stat().st_size for name in shell) < 30_000
+    assert sum(path.stat().st_size for path in files) < 150_000
+    assert not re.search(r"@import|url\(", style())

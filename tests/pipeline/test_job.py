@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +93,36 @@ def test_explanations_never_saw_what_they_are_scored_on(done: Run) -> None:
 
 
 def test_the_page_shows_the_run(done: Run) -> None:
-    page = done.dashboard.read_text()
-    assert "fable at blocks.2.hook_resid_post" in page
-    assert f"{done.summary['circuit']['n_edges']} edges" in page
+    assert done.dashboard == done.path / "dashboard" / "index.html"
+    page, blocks = done.dashboard.read_text(), _blocks(done.dashboard)
+    head, run = json.loads(blocks["site"]), json.loads(blocks["run"])
+    assert head["title"] == "fable at blocks.2.hook_resid_post"
+    assert head["views"] == ["features", "circuit", "tokens", "run"]
+    assert json.loads(blocks["circuit"])["size"]["found"] == done.summary["circuit"]["n_edges"]
+    overview = json.loads(blocks["overview"])
+    detection = [each for each in overview["columns"]["scores"]["detection"]["value"] if each is not None]
+    assert len(detection) == done.summary["features"]["scored"]
+    assert sum(detection) / len(detection) == pytest.approx(
+        done.summary["features"]["detection_mean"], abs=1e-3
+    )
+    assert run["command"].startswith("mechlab run --out ")
     assert "https://" not in page.split("</head>")[0]
+
+
+def _blocks(page: Path) -> dict[str, str]:
+    return dict(
+        re.findall(r'<script type="application/json" id="b-([^"]+)">(.*?)</script>', page.read_text())
+    )
+
+
+def test_a_page_that_was_taken_away_is_made_again(done: Run) -> None:
+    old = _blocks(done.dashboard)
+    shutil.rmtree(done.dashboard.parent)
+    again = ml.run(out=done.path, **SMALL)
+    assert again.summary == done.summary
+    new = _blocks(done.dashboard)
+    assert old.keys() == new.keys()
+    assert [name for name in old if new[name] != old[name]] in ([], ["run"])  # which tells the seconds
 
 
 def test_the_command_on_the_page_makes_the_run_again() -> None:
@@ -112,8 +140,6 @@ def test_unknown_settings_are_refused() -> None:
 
 @pytest.mark.browser
 def test_the_page_of_a_real_run_opens_offline(done: Run) -> None:
-    import shutil
-
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
@@ -123,12 +149,19 @@ def test_the_page_of_a_real_run_opens_offline(done: Run) -> None:
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         tab: Any = browser.new_page()
-        tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        tab.on("console", lambda message: problems.append(message.text))
         tab.on("pageerror", lambda error: problems.append(str(error)))
         tab.on("request", lambda request: requests.append(request.url))
-        tab.goto(done.dashboard.resolve().as_uri() + "#f=3")
-        tab.wait_for_selector("text=Feature 3")
-        assert tab.locator("svg text", has_text="logits").count() >= 1
+        tab.goto(done.dashboard.resolve().as_uri())
+        tab.wait_for_selector("tbody tr")
+        for view in ("circuit", "tokens", "run", "features"):
+            tab.locator(f"#nav a[data-view={view}]").click()
+            tab.wait_for_selector(f".view-{view} h2")
+        tab.goto(done.dashboard.resolve().as_uri() + "#/feature/3")
+        tab.wait_for_selector("h2:has-text('Feature 3')")
+        assert tab.locator("[role=alert]:not(:empty)").count() == 0
         browser.close()
     assert problems == []
-    assert [url.split("#")[0] for url in requests] == [done.dashboard.resolve().as_uri()]
+    assert {url.split("#")[0] for url in requests if not url.startswith("data:")} == {
+        done.dashboard.resolve().as_uri()
+    }

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from mechlab.circuits.circuit import Circuit
 from mechlab.dashboards.drawing import CircuitRecord, DrawnNode, HeadRecord, draw
-from mechlab.dashboards.page import Result
-from mechlab.dashboards.templates import environment
+from mechlab.dashboards.templates import environment, interval
+from mechlab.scores import Score
 
 _COLOURS = ("#dbeafe", "#fde68a", "#bbf7d0", "#fecaca", "#e9d5ff", "#fed7aa", "#a5f3fc", "#e5e7eb")
 _LEGEND = 22
@@ -79,11 +79,11 @@ def circuit_page(circuit: Circuit, classes: Mapping[str, str] | None = None) -> 
     """The circuit as one HTML file: facts, drawing, and a table of its edges."""
     found = circuit.evaluation
     results = (
-        Result.of(found.faithfulness),
-        Result.of(found.ratios, note=f"undefined on {found.undefined} prompts"),
-        Result.of(found.kl),
-        Result.of(found.cpr.area),
-        Result.of(found.cmd.area),
+        _result(found.faithfulness),
+        _result(found.ratios, f"undefined on {found.undefined} prompts"),
+        _result(found.kl),
+        _result(found.cpr.area),
+        _result(found.cmd.area),
     )
     facts = {
         "task": circuit.task,
@@ -107,3 +107,15 @@ def circuit_page(circuit: Circuit, classes: Mapping[str, str] | None = None) -> 
         )
     )
     return _NO_XML.sub("\ufffd", text)
+
+
+def _result(score: Score, note: str = "") -> dict[str, float | str]:
+    """A score as a line of the table; its control goes into the note."""
+    notes = [note] if score.null is None else [f"control {interval(score.null)}", note]
+    return {
+        "name": score.name,
+        "value": score.value,
+        "low": score.low,
+        "high": score.high,
+        "note": "; ".join(each for each in notes if each),
+    }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,16 +28,6 @@ def _shown(value: Any) -> str:
     return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
-def _plain(value: Any) -> str:
-    """A config value: text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-
-
-def _share(values: Iterable[float]) -> float:
-    """The largest of some durations; 1 when there is none, to divide by."""
-    return max([value for value in values if value > 0], default=1.0)
-
-
 @cache
 def environment() -> Environment:
     """Templates of this room, with everything escaped that comes from data."""
@@ -50,5 +38,5 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(shown=_shown, plain=_plain, largest=_share, interval=interval)
+    made.filters.update(shown=_shown, interval=interval)
     return made
