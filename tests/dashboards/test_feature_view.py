@@ -241,7 +241,7 @@ def test_what_is_not_known_is_left_out(visit_site):
 
     tab = visit_site(replace(SITE, blocks=bare), "#/feature/33")
     opened(tab, 33)
-    assert tab.locator(".card h3").all_inner_texts() == ["Explanation", "Activations when active", "Contexts"]
+    assert tab.locator(".card h3").all_inner_texts() == ["Explanation", "Contexts", "Activations when active"]
 
 
 def test_links_to_other_pages_only_where_they_are(visit_site, feature):

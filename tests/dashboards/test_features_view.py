@@ -186,7 +186,7 @@ def test_keyboard_alone_finds_a_feature(toy):
 
 def test_a_click_anywhere_in_a_row_opens_it(toy):
     tab = toy()
-    tab.locator("#view tbody tr").nth(5).locator(".said").click()
+    tab.locator("#view tbody tr").nth(5).locator(".explanation").click()
     opened(tab, "Feature 5")
 
 

@@ -27,8 +27,8 @@
     const one = { all, number, row, query, list, set, record: chunk.features[number] ?? {}, strings: chunk.strings, max: all.max[row] };
     const [shape, mark] = histogram(one), [contexts, nextTab] = contextPanel(one, mark), [head, step, star] = header(one);
     root.append(head, make("div", { class: "columns" },
-      make("div", {}, explanations(one), shape, logits(one), neighbours(one), concepts(one), notes(one)),
-      make("div", {}, contexts, steering(one))));
+      make("div", {}, explanations(one)), make("div", { class: "wide" }, contexts, steering(one), neighbours(one)),
+      make("div", {}, shape, logits(one), concepts(one), notes(one))));
     mechlab.keys({ j: () => step(1), k: () => step(-1), t: nextTab, s: star }, "j, k: next and previous feature; t: next kind of contexts; s: favourite");
   }
 
@@ -63,7 +63,7 @@
   // ---------- explanations and their scores ----------
   function explanations({ record: { said = [], why }, all, row }) {
     if (!said.length) return panel("Explanation", quiet(why ? `None: ${why}.` : all.flags[row] === "dead" ? "It never fires on this text." : "None."));
-    return said.map(({ text, by, author, scores = [], why }) => panel("Explanation", make("p", { class: "said", dir: "auto" }, text),
+    return said.map(({ text, by, author, scores = [], why }) => panel("Explanation", make("p", { class: "explanation", dir: "auto" }, text),
       quiet(`by ${by}${author && author !== by ? `, ${author}` : ""}`),
       scores.length ? scores.map(scoreLine) : quiet(`Not scored${why ? `: ${why}` : ""}.`)));
   }
@@ -160,8 +160,8 @@
       chips.addEventListener("keydown", ({ key, target }) => on[on.indexOf(target) + ({ ArrowRight: 1, ArrowLeft: -1 }[key] ?? NaN)]?.focus());
       for (const over of ["pointerover", "focusin"]) chips.addEventListener(over, ({ target }) => mark(new Map(a).get(from + Number(target.closest("[data-place]")?.dataset.place)) ?? peak));
       if (query.has("lines")) [...chips.children].forEach((chip, i) => { if (strings[t[from + i]].includes("\n")) chip.after(make("br")); });
-      if (from > 0) chips.prepend("… ");
-      if (to < t.length) chips.append(" …");
+      if (from > 0) chips.prepend("…\u00a0");
+      if (to < t.length) chips.append("\u00a0…");
       text.replaceChildren(chips);
       more.textContent = full ? "shorter" : "longer";
       more.setAttribute("aria-expanded", full);
@@ -187,7 +187,7 @@
   function ranked(title, list, cell) {
     if (!list?.length) return null;
     const most = Math.max(...list.map(([, value]) => Math.abs(value))) || 1;
-    return make("table", {}, make("caption", {}, title), make("tbody", {}, list.map(([what, value]) => make("tr", {}, make("td", {}, cell(what)), make("td", { class: "number" }, show(value)),
+    return make("table", { class: "ranked" }, make("caption", {}, title), make("tbody", {}, list.map(([what, value]) => make("tr", {}, make("td", {}, cell(what)), make("td", { class: "number" }, show(value)),
       make("td", { "aria-hidden": "true" }, make("svg", { class: "score", width: 56, height: 8 }, make("rect", { class: value < 0 ? "less" : "more", y: 1, width: (56 * Math.abs(value)) / most, height: 6 })))))));
   }
 
@@ -197,10 +197,13 @@
   }
 
   function neighbours({ record: { near = {} }, all, list }) {
-    const link = (other) => [make("a", { href: mechlab.link(["feature", other], list) }, other), make("small", { class: "quiet", dir: "auto" }, ` ${all.said[all.row.get(other)] ?? ""}`)];
+    const link = (other) => {
+      const said = all.said[all.row.get(other)] ?? "";
+      return [make("a", { href: mechlab.link(["feature", other], list) }, other), " ", make("small", { class: "quiet", dir: "auto", title: said }, said)];
+    };
     const head = (name) => (sees("circuit") ? make("a", { href: mechlab.link(["circuit"], { node: name }) }, name) : name);
     const tables = [ranked("Similar direction (cosine)", near.cosine, link), ranked("Fires together", near.together, link), ranked("Heads that write it", near.heads, head)].filter(Boolean);
-    return tables.length > 0 && panel("Neighbours", ...tables);
+    return tables.length > 0 && panel("Neighbours", make("div", { class: "pair" }, tables));
   }
 
   function concepts({ record: { concepts: rows } }) {

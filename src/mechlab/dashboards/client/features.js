@@ -137,7 +137,7 @@
     const columns = [
       { name: "n", title: "#", value: (row) => n[row], number: true, cell: (row) => make("a", { href: link(row), "aria-label": `Feature ${n[row]}` }, `${stars.has(n[row]) ? "★ " : ""}${n[row]}`) },
       { name: "said", title: "Explanation", value: (row) => said[row], cell: (row) => said[row]
-        ? make("span", { class: "said", dir: "auto", title: said[row] }, said[row]) : make("span", { class: "quiet" }, flags[row] === "dead" ? "never fires" : "no explanation") },
+        ? make("span", { class: "explanation", dir: "auto", title: said[row] }, said[row]) : make("span", { class: "quiet" }, flags[row] === "dead" ? "never fires" : "no explanation") },
       texts("label", "Label"), texts("concept", "Concept"),
       { name: "density", title: "Density", number: true, value: (row) => density[row], cell: (row) => percent(density[row]) },
       { name: "max", title: "Max", number: true, value: (row) => max[row], cell: (row) => show(max[row]) },
@@ -196,7 +196,7 @@
     function scatter() {
       const by = wanted(all, query).name, name = scorers.find((each) => field(each) === by) ?? scorers[0], y = name ? scores[name].value : max;
       return mechlab.chart.scatter({ xlabel: "density (log)", ylabel: name ?? "max", log: true,
-        points: rows.map((row) => ({ x: density[row], y: y[row], kind: flags[row], href: link(row), title: `Feature ${n[row]}: ${said[row] || "no explanation"}` })) });
+        points: rows.map((row) => ({ x: density[row], y: y[row], kind: flags[row] || "all others", href: link(row), title: `Feature ${n[row]}: ${said[row] || "no explanation"}` })) });
     }
 
     root.append(make("h2", {}, "Features"),
