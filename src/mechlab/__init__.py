@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from mechlab.circuits.find import find_circuit as find_circuit
     from mechlab.circuits.patching import head_patching as head_patching
     from mechlab.circuits.sweeps import patch as patch
+    from mechlab.dashboards.figures import save_figure as save_figure
+    from mechlab.dashboards.inline import show as show
+    from mechlab.dashboards.inline import show_contexts as show_contexts
+    from mechlab.dashboards.inline import show_feature as show_feature
     from mechlab.data.corpus import open_corpus as open_corpus
     from mechlab.data.tasks import make_task as make_task
     from mechlab.errors import MechlabError as MechlabError
@@ -108,8 +112,12 @@ _HOMES = {
     "project_out": "interventions.edits",
     "rewrite": "features.rewrite",
     "run": "pipeline.job",
+    "save_figure": "dashboards.figures",
     "scale": "interventions.edits",
     "score_features": "features.scoring.score",
+    "show": "dashboards.inline",
+    "show_contexts": "dashboards.inline",
+    "show_feature": "dashboards.inline",
     "shuffled": "activations.batches",
     "splice": "interventions.edits",
     "splicing": "sae.splice",
