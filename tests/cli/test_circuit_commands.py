@@ -105,7 +105,26 @@ def test_show(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ElementTree.parse(tmp_path / "c.svg")
     assert "<svg" in (tmp_path / "c.html").read_text()
     assert len(json.loads((tmp_path / "c.json").read_text())["edges"]) == circuit.n_edges
-    assert "use .svg, .html or .json" in refused(capsys, "circuit", "show", found, "--out", "c.png")
+    assert "use .svg, .html, .json, .png or .pdf" in refused(
+        capsys, "circuit", "show", found, "--out", "c.gif"
+    )
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on PATH")
+def test_show_and_patch_as_pictures(found: Path, tmp_path: Path) -> None:
+    assert run("circuit", "show", found, "--out", tmp_path / "c.png") == 0
+    assert (tmp_path / "c.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    words = ("circuit", "patch", "--task", "ioi", "--sweep", "mlps", "--prompts", "4")
+    assert run(*words, "--out", tmp_path / "p.pdf") == 0
+    assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF-")
+
+
+def test_pictures_need_a_browser(
+    found: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no browser to draw with" in refused(capsys, "circuit", "show", found, "--out", tmp_path / "c.pdf")
 
 
 def test_compare(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,7 @@ class CircuitFindConfig(Settings):
 
 
 class CircuitShowConfig(Settings):
-    """Show a circuit: its edges as text, or a drawing (.svg, .html) or JSON file with --out.
+    """Show a circuit: its edges as text, or a drawing (.svg, .html, .png, .pdf) or JSON file with --out.
 
     Example: mechlab circuit show runs/ioi --out ioi.svg
     """
@@ -75,7 +75,7 @@ class CircuitShowConfig(Settings):
     circuit: tyro.conf.Positional[Path] = Path("runs/circuit")
     """Directory of the circuit."""
     out: Path | None = None
-    """File to write: .svg, .html or .json by its ending."""
+    """File to write: .svg, .html, .json, .png or .pdf by its ending; the last two need a browser."""
     edges: int = 20
     """Edges to list, the strongest first."""
 
@@ -173,6 +173,7 @@ def show(words: list[str], program: str) -> Outcome:
 
     from mechlab.circuits.circuit import Circuit, node_classes
     from mechlab.dashboards.circuit_page import circuit_page, circuit_svg
+    from mechlab.dashboards.figures import save_figure
 
     found = Circuit.load(config.circuit)
     edges = sorted(found.edges, key=lambda edge: -abs(edge.score or 0.0))
@@ -187,15 +188,14 @@ def show(words: list[str], program: str) -> Outcome:
         more = len(edges) - len(lines)
         lines += [f"… and {more:,} more (--edges, --out FILE)"] if more > 0 else []
         return Outcome(payload, "\n".join([_text(found), *lines]))
-    require_file(config.out, (".svg", ".html", ".json"))
+    require_file(config.out, (".svg", ".html", ".json", ".png", ".pdf"))
     classes = node_classes(found)
-    if config.out.suffix == ".svg":
-        text = circuit_svg(found, classes)
-    elif config.out.suffix == ".html":
-        text = circuit_page(found, classes)
+    if config.out.suffix == ".html":
+        write_file(config.out, circuit_page(found, classes))
+    elif config.out.suffix == ".json":
+        write_file(config.out, found.graph.to_json(found.mask, found.scores))
     else:
-        text = found.graph.to_json(found.mask, found.scores)
-    write_file(config.out, text)
+        save_figure(circuit_svg(found, classes), config.out)
     return Outcome(payload, f"{config.out}: {found.n_edges} edges")
 
 

@@ -55,7 +55,7 @@ class CircuitPatchConfig(Settings):
     trust_remote_code: bool = False
     """Allow a hub model to run its own code."""
     out: Path | None = None
-    """Heat map to write: .svg, .html (interactive, works offline) or .json (the plotly figure)."""
+    """Heat map to write: .html (interactive, works offline), .svg, .png, .pdf or .json (plotly's)."""
 
 
 def patch(words: list[str], program: str) -> Outcome:
@@ -67,7 +67,7 @@ def patch(words: list[str], program: str) -> Outcome:
     from mechlab.models.subject import load_model
 
     if config.out is not None:
-        require_file(config.out, (".svg", ".html", ".json"))
+        require_file(config.out, (".svg", ".html", ".json", ".png", ".pdf"))
     subject = load_model(
         config.model, dtype=config.dtype, device=config.device, revision=config.revision,
         trust_remote_code=config.trust_remote_code,
@@ -86,19 +86,21 @@ def patch(words: list[str], program: str) -> Outcome:
     payload = {"task": task.name, "out": None if config.out is None else str(config.out), **found.to_dict()}
     text = _text(found, task.name)
     if config.out is not None:
-        write_file(config.out, _drawing(found, task.name, config.out.suffix))
+        _draw(found, task.name, config.out)
         text += f"\n{config.out}"
     return Outcome(payload, text)
 
 
-def _drawing(found: Sweep, task: str, ending: str) -> str:
-    if ending == ".svg":
-        from mechlab.dashboards.heat_map import heat_map_svg
+def _draw(found: Sweep, task: str, out: Path) -> None:
+    if out.suffix in (".html", ".json"):
+        figure = found.figure()
+        html = out.suffix == ".html"
+        write_file(out, figure.to_html(include_plotlyjs=True) if html else figure.to_json())
+        return
+    from mechlab.dashboards.figures import save_figure
+    from mechlab.dashboards.heat_map import heat_map_svg
 
-        return heat_map_svg(found, task)
-    figure = found.figure()
-    text: str = figure.to_html(include_plotlyjs=True) if ending == ".html" else figure.to_json()
-    return text
+    save_figure(heat_map_svg(found, task), out)
 
 
 def _text(found: Sweep, task: str) -> str:

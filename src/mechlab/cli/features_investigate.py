@@ -66,7 +66,7 @@ class InvestigateConfig(LanguageModelConfig):
     out: Path | None = None
     """Directory for the curves."""
     figure: Path | None = None
-    """Figure of the curves: .html (works offline) or .json (plotly)."""
+    """Figure of the curves: .html (works offline), .svg, .png, .pdf or .json (plotly's)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
@@ -92,7 +92,7 @@ def investigate(words: list[str], program: str) -> Outcome:
     if config.out is not None:
         require_directory(config.out)
     if config.figure is not None:
-        require_file(config.figure, (".html", ".json"))
+        require_file(config.figure, (".html", ".svg", ".png", ".pdf", ".json"))
     with Reporter() as report:
         if config.planted:
             return _planted(config, report)
@@ -253,12 +253,16 @@ def _differences(curves: Curves, pairs: Any) -> str:
 
 
 def _save(config: InvestigateConfig, curves: Curves, inputs: dict[str, str]) -> None:
+    from mechlab.dashboards.figures import ENDINGS, save_figure
     from mechlab.features.investigate.curves import save_curves
 
     if config.figure is not None:
         figure = curves.figure()
-        html = config.figure.suffix == ".html"
-        write_file(config.figure, figure.to_html(include_plotlyjs=True) if html else figure.to_json())
+        if config.figure.suffix in ENDINGS:
+            save_figure(figure, config.figure)
+        else:
+            html = config.figure.suffix == ".html"
+            write_file(config.figure, figure.to_html(include_plotlyjs=True) if html else figure.to_json())
     if config.out is not None:
         named = (
             "feature",

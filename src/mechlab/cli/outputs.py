@@ -25,13 +25,20 @@ def require_directory(path: Path) -> None:
 
 
 def require_file(path: Path, endings: Sequence[str]) -> None:
-    """MechlabError unless a file can be made here, and its name ends in one of ``endings``."""
+    """MechlabError unless a file can be made here, and its name ends in one of ``endings``.
+
+    A picture made of dots, or a PDF, also needs a browser that draws it.
+    """
     if path.suffix not in endings:
         raise MechlabError(
             "no known ending of a file", path, f"use {', '.join(endings[:-1])} or {endings[-1]}"
         )
     if path.is_dir():
         raise MechlabError("output file is a directory", path, "choose another --out")
+    if path.suffix in (".png", ".pdf"):
+        from mechlab.dashboards.figures import find_browser
+
+        find_browser()
     require_directory(path.parent)
 
 

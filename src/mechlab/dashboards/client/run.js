@@ -4,8 +4,10 @@
   const { make, show } = mechlab;
   const CURVES = [["loss", "training loss"], ["fve", "fraction of variance explained"], ["l0", "L0, active latents per token"], ["dead", "share of dead latents"], ["lr", "learning rate"]];
 
+  const SMALL = new Set(["Timings", "Configuration", "Fingerprints", "Versions"]); // two side by side
+
   const interval = ({ low, high }) => (low === null || high === null ? "–" : `${show(low)} to ${show(high)}`);
-  const section = (title, ...children) => make("section", { class: "card", "aria-label": title }, make("h2", {}, title), children);
+  const section = (title, ...children) => make("section", { class: `card${SMALL.has(title) ? " small" : ""}`, "aria-label": title }, make("h2", {}, title), children);
   const size = (bytes) => (bytes >= 1e6 ? `${show(bytes / 1e6)} MB` : bytes >= 1e3 ? `${show(bytes / 1e3)} kB` : `${bytes} B`);
 
   function copied(command) {
@@ -69,12 +71,12 @@
       run.command && section("How to reproduce", make("p", { class: "quiet" }, "This command makes the run again:"), copied(run.command)),
       ...run.training.map(training),
       !run.training.length && section("Training", make("p", { class: "quiet" }, "No training log is stored with this run.")),
-      run.timings.length && section("Timings", timings(run.timings)),
       run.artifacts.length && section("Parts", mechlab.table({ caption: "What the run made, and how", rows: run.artifacts.map(made),
-        columns: titles.map((title, i) => ({ name: title, title, number: i === 2, cell: (row) => (i > 3 ? make("code", {}, row[i]) : row[i]) })) })),
+        columns: titles.map((title, i) => ({ name: title, title, number: i === 2, cell: (row) => (i === 4 ? make("code", { title: row[i] }, `${row[i].slice(0, 12)}…`) : i === 5 ? make("code", {}, row[i]) : row[i]) })) })),
+      run.timings.length && section("Timings", timings(run.timings)),
+      run.versions.length && section("Versions", pairs("Libraries", run.versions)),
       run.config.length && section("Configuration", pairs("Settings", run.config)),
       run.fingerprints.length && section("Fingerprints", pairs("SHA-256 of what the run started from", run.fingerprints, true)),
-      run.versions.length && section("Versions", pairs("Libraries", run.versions)),
     ].filter(Boolean)));
   } });
 })();

@@ -70,7 +70,7 @@
       }));
       const name = (each) => (linked ? make("a", { href: link(["feature", each]) }, `feature ${each}`) : `feature ${each}`);
       colours.replaceChildren(...(feature === null ? ["Choose a token; one of its features colours the whole text. · is a space, ↵ a line break."]
-        : [found ? "Coloured by " : "Among the strongest of no token here: ", name(feature), said(feature) && `: ${said(feature)}`, " ", make("button", { type: "button", onclick: () => paint(null) }, "No colour")].filter(Boolean)));
+        : [found ? "Coloured by " : "Among the strongest of no token here: ", name(feature), said(feature) && make("span", { class: "said", dir: "auto", title: said(feature) }, said(feature)), " ", make("button", { type: "button", onclick: () => paint(null) }, "No colour")].filter(Boolean)));
     }
 
     function show_token() {
@@ -84,7 +84,7 @@
         { name: "each", title: "Feature", value: (row) => row.each, cell: ({ each }) => (linked ? make("a", { href: link(["feature", each]) }, each) : String(each)) },
         { name: "value", title: "Activation", number: true, value: (row) => row.value, cell: ({ value, max }) => [bar(value, max), show(value)], help: "The bar is full at the feature’s maximum." },
         ...(all.effects ? [effect("next", "To the next token", FORMULA), effect("guess", "To the first guess", FORMULA)] : []),
-        { name: "said", title: "Explanation", cell: ({ each }) => make("span", { dir: "auto" }, said(each) || "–") },
+        { name: "said", title: "Explanation", cell: ({ each }) => make("span", { class: "said", dir: "auto", title: said(each) }, said(each) || "–") },
         { name: "colour", title: "Colour", cell: ({ each }) => make("button", { type: "button", "aria-pressed": String(each === feature), "aria-label": `Colour the text by feature ${each}`, onclick: () => paint(each === feature ? null : each) }, each === feature ? "●" : "○") },
       ];
       panel.replaceChildren(...[
