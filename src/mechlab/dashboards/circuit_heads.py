@@ -72,16 +72,17 @@ def node_panels(
     nodes: dict[str, dict[str, Any]] = {
         name: {"direct": _direct(direct[row])} for row, name in enumerate(graph.sources) if name in names
     }
+    causal = forward.attentions[0].causal
     for layer, heads in enumerate(attention_patterns(forward, task.clean)):
         for head in range(heads.shape[1]):
             name = f"a{layer}.h{head}"
             if name in names:
                 pattern = heads[:, head].float().cpu()
                 nodes[name] |= {
-                    "patterns": [_percent(each, subject.causal) for each in pattern[:patterns]],
+                    "patterns": [_percent(each, causal) for each in pattern[:patterns]],
                     "places": _places(pattern, task),
                     "tokens": _attended(pattern, task, numbers, strings),
-                    "contexts": _contexts(pattern, numbers, contexts, subject.causal),
+                    "contexts": _contexts(pattern, numbers, contexts, causal),
                 }
     return NodePanels(strings, numbers[:patterns].tolist(), nodes)
 
