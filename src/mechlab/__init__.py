@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mechlab.circuits.find import find_circuit as find_circuit
     from mechlab.circuits.patching import head_patching as head_patching
     from mechlab.circuits.sweeps import patch as patch
+    from mechlab.dashboards.build import dashboard as dashboard
     from mechlab.dashboards.figures import save_figure as save_figure
     from mechlab.dashboards.inline import show as show
     from mechlab.dashboards.inline import show_contexts as show_contexts
@@ -79,6 +80,7 @@ _HOMES = {
     "assess": "sae.assess",
     "clamp": "interventions.edits",
     "convert": "sae.convert",
+    "dashboard": "dashboards.build",
     "edge_scores": "circuits.attribution",
     "editing": "interventions.edit",
     "evaluate": "sae.evaluate",

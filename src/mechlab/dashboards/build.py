@@ -166,6 +166,7 @@ def site_of(
 
 def _blocks(found: Findings, steer: int, documents: int, progress: Progress) -> Iterator[tuple[str, Any]]:
     index, subject, dictionary = found.index, found.subject, found.dictionary
+    reader = subject if subject is not None and subject.causal else None
     if index is not None:
         material = gather_material(
             index,
@@ -176,7 +177,7 @@ def _blocks(found: Findings, steer: int, documents: int, progress: Progress) -> 
             drill=_drill(found),
             dictionary=dictionary,
             subject=subject,
-            steer=0 if subject is None or dictionary is None else steer,
+            steer=0 if reader is None or dictionary is None else steer,
             progress=progress,
         )
         yield from feature_blocks(material, progress=lambda done, total: progress("features", done, total))
@@ -185,8 +186,8 @@ def _blocks(found: Findings, steer: int, documents: int, progress: Progress) -> 
         yield "circuit", circuit_block(found.circuit, subject, found.prompts)
     if index is not None:
         progress("tokens", 0, 0)
-        effects = None if subject is None else dictionary
-        yield from token_blocks(index, documents=documents, subject=subject, dictionary=effects)
+        effects = None if reader is None else dictionary
+        yield from token_blocks(index, documents=documents, subject=reader, dictionary=effects)
     yield (
         "run",
         run_block(

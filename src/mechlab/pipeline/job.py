@@ -63,6 +63,8 @@ EXPLAIN_ROWS = 300_000
 # Prompt pairs for choosing a circuit, and as many held-out ones for judging it.
 PROMPTS = 128
 SCORERS = ("detection", "fuzzing")
+# Fewer than on a page that is built by itself, as each takes a while.
+STEER, DOCUMENTS = 16, 16
 STAGES = ("harvest", "train", "evaluate", "circuit", "explain", "score", "page")
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
@@ -124,7 +126,8 @@ def run(config: RunConfig | None = None, *, progress: Progress | None = None, **
         assert writer.finished is not None
         done = Run(config.out, json.loads(writer.finished.file(SUMMARY).read_text()))
     if not exists(config.out / PAGE):  # of a run from before there were such pages, or taken away
-        write_site(site_of_run(config.out), config.out / PAGE, overwrite=True)
+        site = site_of_run(config.out, steer=STEER, documents=DOCUMENTS)
+        write_site(site, config.out / PAGE, overwrite=True)
     return done
 
 
@@ -217,7 +220,10 @@ class _Job:
             others={name: out / name for name in OTHERS},
         )
         site = site_of(
-            found, progress=lambda step, done, total: self.progress(f"page: {step}", done, total, {})
+            found,
+            steer=STEER,
+            documents=DOCUMENTS,
+            progress=lambda step, done, total: self.progress(f"page: {step}", done, total, {}),
         )
         write_site(site, out / PAGE, overwrite=True)
 
