@@ -81,6 +81,7 @@ def test_a_text_is_typed_and_its_features_are_shown(visit, live):
 def test_arrows_move_along_the_tokens(visit):
     tab = visit()
     typed(tab)
+    assert tab.locator(".chip[aria-pressed=true]").get_attribute("data-place") == "0"
     tab.locator(".chip").first.focus()
     for key, at in [("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("Home", 0), ("ArrowLeft", 0)]:
         tab.keyboard.press(key)
@@ -185,3 +186,24 @@ def test_nothing_scrolls_sideways(visit, width):
     tab.set_viewport_size({"width": width, "height": 800})
     tab.wait_for_selector("[aria-label='Before and after'] table")
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    "address", ["#/live", "#/live?text=The%20cat%20ran&feature=5&edits=5%3Aadd%3A2&new=4"]
+)
+def test_nobody_is_shut_out(visit, address, scheme):
+    pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    from dashboards.test_axe import violations
+
+    tab = visit(address)
+    tab.emulate_media(color_scheme=scheme)
+    tab.wait_for_selector("[aria-label='Before and after'] table" if "edits" in address else "#live-text")
+    assert violations(tab) == []
+
+
+def test_a_feature_begins_with_its_own_text(visit):
+    tab = visit("#/live?feature=7")
+    tab.wait_for_selector(".chip")
+    assert tab.locator("#live-text").input_value() == "The cat ran"
+    assert "Feature 7 along the text" in tab.locator(".view-live h3").first.inner_text()

@@ -47,12 +47,16 @@ def serve(words: list[str], program: str) -> Outcome:
     """Serve until interrupted."""
     config = parse(ServeConfig, words, program)
 
-    from mechlab.artifacts import open_artifact
+    from mechlab.artifacts import exists, open_artifact
     from mechlab.dashboards.live import open_live
     from mechlab.dashboards.serve import Server
     from mechlab.dashboards.site import KIND
+    from mechlab.errors import MechlabError
 
-    site = open_artifact(config.site or config.run / "dashboard", KIND)
+    place = config.site or config.run / "dashboard"
+    if not exists(place):
+        raise MechlabError("no dashboard here", place, f"mechlab dashboard build {config.run} --out {place}")
+    site = open_artifact(place, KIND)
     live = open_live(config.run, device=config.device, trust_remote_code=config.trust_remote_code)
     server = Server(
         live, site, host=config.host, port=config.port, token=config.token, seconds=float(config.seconds)

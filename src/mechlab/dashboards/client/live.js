@@ -27,6 +27,17 @@
     .map(([feature, mode, strength]) => ({ feature: Number(feature), mode, strength: mode === "ablate" ? 0 : Number(strength) || 0 }));
   const written = (edits) => edits.map(({ feature, mode, strength }) => [feature, mode, ...(mode === "ablate" ? [] : [strength])].join(":")).join(",");
 
+  // The text on which a feature is most active, to begin with.
+  async function example(feature) {
+    try {
+      const { chunk } = await mechlab.load("overview");
+      const { strings, features } = await mechlab.load(`features-${Math.floor(feature / chunk)}`);
+      return features[feature].contexts.top[0].t.map((number) => strings[number]).join("").trim();
+    } catch {
+      return ""; // no feature was asked for, or nothing is known of it
+    }
+  }
+
   const labelled = (text, node) => make("label", {}, make("span", {}, text), node);
 
   async function open(state, root) {
@@ -40,11 +51,11 @@
       const { columns } = await mechlab.load("overview");
       columns.n.forEach((number, row) => said.set(number, columns.label?.[row] || columns.said?.[row] || ""));
     }
-    const edits = read(query.get("edits"));
+    const edits = read(query.get("edits")), asked = /^\d+$/.test(query.get("feature") ?? "") ? Number(query.get("feature")) : null;
     let asking = null, found = null, place = 0;
 
     const text = make("textarea", { id: "live-text", rows: 3, maxlength: LIMITS.characters, "data-search": "", required: true, dir: "auto", spellcheck: "false" });
-    text.value = query.get("text") ?? "";
+    text.value = query.get("text") ?? (await example(asked));
     const wrong = make("p", { class: "wrong", role: "alert" });
     const reading = make("section", { class: "card", hidden: true, "aria-label": "Activations" });
     const changes = make("div", { class: "changes" }), outcome = make("section", { class: "card", hidden: true, "aria-label": "Before and after" });
@@ -77,9 +88,7 @@
     // ---------- activations ----------
     function look() {
       set("text", text.value);
-      const feature = query.get("feature");
-      const features = /^\d+$/.test(feature ?? "") ? [Number(feature)] : [];
-      return during("activations", { text: text.value, features }, (value) => {
+      return during("activations", { text: text.value, features: /^\d+$/.test(query.get("feature") ?? "") ? [Number(query.get("feature"))] : [] }, (value) => {
         found = value;
         place = Math.min(place, value.pieces.length - 1);
         showReading();
@@ -95,7 +104,7 @@
     function showReading() {
       const chosen = query.get("feature"), values = found.features[chosen] ?? [];
       const max = Math.max(0, ...values);
-      const chips = found.pieces.map((piece, i) => make("button", { type: "button", class: "chip", "aria-pressed": i === place, tabindex: i === place ? 0 : -1, "data-place": i, onclick: () => at(i) },
+      const chips = found.pieces.map((piece, i) => make("button", { type: "button", class: "chip", "aria-pressed": String(i === place), tabindex: i === place ? 0 : -1, "data-place": i, onclick: () => at(i) },
         mechlab.token(piece, values[i], max)));
       const line = make("div", { class: "text", dir: "auto", role: "group", "aria-label": "Tokens; left and right move", onkeydown: (event) => {
         const to = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: chips.length - 1 }[event.key];
@@ -133,7 +142,7 @@
         { name: "feature", title: "Feature", number: true, cell: ({ feature }) => link(feature), value: ({ feature }) => feature },
         { name: "said", title: "About", cell: ({ feature }) => about(feature) },
         { name: "value", title: "Activation", number: true, cell: ({ value }) => show(value), value: ({ value }) => value },
-        { name: "do", title: "", cell: ({ feature }) => make("span", { class: "do" },
+        { name: "do", title: make("span", { class: "sr" }, "Actions"), cell: ({ feature }) => make("span", { class: "do" },
           make("button", { type: "button", "aria-label": `Feature ${feature} along the text`, onclick: () => along(feature) }, "colour"),
           make("button", { type: "button", "aria-label": `Change feature ${feature}`, onclick: () => change(feature) }, "change")) },
       ] });
@@ -154,13 +163,16 @@
           if (edit.mode === "ablate") edit.strength = 0;
           set("edits", written(edits));
           strength.disabled = edit.mode === "ablate";
+          strength.value = strength.disabled ? "" : edit.strength;
+          note.replaceChildren(about(edit.feature));
         };
-        const strength = make("input", { type: "number", step: "any", min: -LIMITS.strength, max: LIMITS.strength, value: edit.strength, disabled: edit.mode === "ablate", onchange: ({ target }) => keep("strength", Number(target.value)) });
+        const note = make("span", {}, about(edit.feature));
+        const strength = make("input", { type: "number", step: "any", min: -LIMITS.strength, max: LIMITS.strength, value: edit.mode === "ablate" ? "" : edit.strength, disabled: edit.mode === "ablate", onchange: ({ target }) => keep("strength", Number(target.value)) });
         return make("fieldset", { "data-feature": edit.feature }, make("legend", { class: "sr" }, `Change ${i + 1}`),
           labelled("Feature", make("input", { type: "number", min: 0, value: edit.feature, onchange: ({ target }) => keep("feature", Number(target.value)) })),
           labelled("Change", make("select", { onchange: ({ target }) => keep("mode", target.value) }, Object.entries(MODES).map(([mode, title]) => make("option", { value: mode, selected: mode === edit.mode }, title)))),
           labelled("Times its maximum", strength),
-          make("button", { type: "button", "aria-label": `Leave feature ${edit.feature} as it is`, onclick: () => { edits.splice(i, 1); showChanges(); more.focus(); } }, "✕"), about(edit.feature));
+          make("button", { type: "button", "aria-label": `Take change ${i + 1} back`, onclick: () => { edits.splice(i, 1); showChanges(); more.focus(); } }, "✕"), note);
       }));
       more.disabled = edits.length >= LIMITS.edits;
     }
@@ -168,7 +180,7 @@
     const more = make("button", { type: "button", onclick: () => {
       const known = found ? found.top.flat().map(([feature]) => feature) : [Number(query.get("feature")) || 0];
       change(known.find((feature) => !edits.some((each) => each.feature === feature)) ?? Math.max(-1, ...edits.map(({ feature }) => feature)) + 1);
-    } }, "Another change");
+    } }, "Add a change");
 
     function compare() {
       set("text", text.value);
