@@ -1,4 +1,4 @@
-"""``mechlab dashboard build``."""
+"""``mechlab dashboard build | compare``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mechlab.settings import Settings
 
 if TYPE_CHECKING:
     from mechlab.dashboards.build import Findings
+    from mechlab.dashboards.site import Site, Written
 
 
 class BuildConfig(Settings):
@@ -59,6 +60,27 @@ class BuildConfig(Settings):
     """Replace what is at --out."""
 
 
+class CompareConfig(Settings):
+    """Write an offline page that compares two runs, two dictionaries or two circuits.
+
+    Features are matched by their decoder directions, beside random ones; edges are shared or only in one.
+    Where runs have a page of their own, their features are linked.
+
+    Example: mechlab dashboard compare runs/one runs/other --out runs/compared
+    """
+
+    left: tyro.conf.Positional[Path | None] = None
+    """Directory of a run, a dictionary or a circuit."""
+    right: tyro.conf.Positional[Path | None] = None
+    """Directory of what to compare it with."""
+    seed: int = 0
+    """Of the random dictionaries and circuits beside them."""
+    out: Path = Path("runs/compared")
+    """Directory to make."""
+    overwrite: bool = False
+    """Replace what is at --out."""
+
+
 def build(words: list[str], program: str) -> Outcome:
     """Write one site."""
     config = parse(BuildConfig, words, program)
@@ -85,6 +107,28 @@ def build(words: list[str], program: str) -> Outcome:
             progress=lambda step, done, total: report(step, done, total, {}),
         )
         written = write_site(site, config.out, limit=round(1e6 * config.limit), overwrite=config.overwrite)
+    return _outcome(site, written, started)
+
+
+def compare(words: list[str], program: str) -> Outcome:
+    """Write one site of two things."""
+    config = parse(CompareConfig, words, program)
+    if config.left is None or config.right is None:
+        raise MechlabError("two things are compared", config.left, "name two runs, dictionaries or circuits")
+    require_directory(config.out)
+
+    from mechlab.dashboards.comparison import site_of_comparison
+    from mechlab.dashboards.site import write_site
+
+    started = time.perf_counter()
+    with Reporter() as report:
+        report("compare", 0, 0, {})
+        site = site_of_comparison(config.left, config.right, config.out, seed=config.seed)
+        written = write_site(site, config.out, overwrite=config.overwrite)
+    return _outcome(site, written, started)
+
+
+def _outcome(site: Site, written: Written, started: float) -> Outcome:
     payload = {
         "path": str(written.path),
         "bytes": written.bytes,

@@ -88,6 +88,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "build",
         "an offline page of a run: features, circuit, texts, how it was made",
     ),
+    "dashboard compare": (
+        "mechlab.cli.dashboard",
+        "compare",
+        "an offline page of two runs, dictionaries or circuits side by side",
+    ),
     "dashboard serve": (
         "mechlab.cli.dashboard_serve",
         "serve",
