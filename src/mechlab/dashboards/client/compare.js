@@ -36,8 +36,8 @@
   // Intervals that lie apart, or texts that differ.
   const apart = (one, other) => (typeof one === "object" ? Boolean(one && other) && (one.low > other.high || one.high < other.low) : one !== other);
   function sideBySide(caption, rows, left, right, cell) {
-    return make("div", { class: "scroll" }, make("table", {}, make("caption", {}, caption),
-      make("thead", {}, make("tr", {}, ["", left, right].map((name) => make("th", { scope: "col", dir: "auto" }, name)))),
+    return make("div", { class: "scroll", tabindex: 0 }, make("table", {}, make("caption", {}, caption),
+      make("thead", {}, make("tr", {}, ["", left, right].map((name) => make(name ? "th" : "td", { scope: name ? "col" : null, dir: "auto" }, name)))),
       make("tbody", {}, rows.map(([name, one, other]) => make("tr", { class: apart(one, other) && "differs" },
         make("th", { scope: "row" }, name), make("td", { dir: "auto" }, cell(one)), make("td", { dir: "auto" }, cell(other)))))));
   }
@@ -146,9 +146,9 @@
           ` Width shows |score| as a share of the circuit’s largest.${found.missing ? ` The weakest ${found.missing} edges are not drawn.` : ""}`)),
       make("section", { class: "card" },
         found.differences.length > 0 && make("p", {}, `They differ in ${found.differences.join("; ")}.`),
-        make("table", {}, make("caption", {}, "Agreement"), make("thead", {}, make("tr", {}, ["", "value", "random circuits"].map((name, i) => make("th", { scope: "col", class: i && "number" }, name)))), make("tbody", {}, agreement)),
+        make("table", {}, make("caption", {}, "Agreement"), make("thead", {}, make("tr", {}, ["", "value", "random circuits"].map((name, i) => make(name ? "th" : "td", { scope: name ? "col" : null, class: i > 0 && "number" }, name)))), make("tbody", {}, agreement)),
         make("table", {}, make("caption", {}, "Edges by the layer of their reader"),
-          make("thead", {}, make("tr", {}, ["Layer", "shared", left, right].map((name, i) => make("th", { scope: "col", class: i && "number", dir: "auto" }, name)))),
+          make("thead", {}, make("tr", {}, ["Layer", "shared", left, right].map((name, i) => make(name ? "th" : "td", { scope: name ? "col" : null, class: i > 0 && "number", dir: "auto" }, name)))),
           make("tbody", {}, found.layers.map(([layer, ...numbers]) => make("tr", {}, make("th", { scope: "row" }, layer), numbers.map((n) => make("td", { class: "number" }, n))))))),
       make("section", { class: "card" }, sideBySide("Circuits", found.facts, left, right, String)),
       make("section", { class: "card" }, sideBySide("On held-out prompts; bold where the 95 % intervals lie apart", found.metrics, left, right, figure))),

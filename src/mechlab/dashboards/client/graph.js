@@ -32,7 +32,7 @@
     over.append(...boxes);
     const svg = make("svg", { role: "group", "aria-label": label, width: drawing.width, height: drawing.height,
       viewBox: `0 0 ${drawing.width} ${drawing.height}` }, rails, under, over);
-    const element = make("div", { class: "graph" }, make("div", { class: "scroll" }, svg), readout);
+    const element = make("div", { class: "graph" }, make("div", { class: "scroll", tabindex: 0 }, svg), readout);
 
     function line(i) {
       const d = edges.path[i];
@@ -119,7 +119,7 @@
     const last = (rows.at(-1) ?? []).map((share, j) => [share, names[j]]).sort((a, b) => b[0] - a[0]).slice(0, 3);
     const words = `${label}. From the last token, ${names.at(-1)}: ${last.map(([share, name]) => `${name} ${share} %`).join(", ")}.`;
     const width = left + cell * n + 30, height = top + cell * n + 4;
-    return make("div", { class: "scroll" }, make("svg", { class: "heat-map", role: "img", "aria-label": words, width, height, viewBox: `0 0 ${width} ${height}` },
+    return make("div", { class: "scroll", tabindex: 0 }, make("svg", { class: "heat-map", role: "img", "aria-label": words, width, height, viewBox: `0 0 ${width} ${height}` },
       make("rect", { class: "frame", x: left, y: top, width: cell * n, height: cell * n }),
       names.map((name, i) => make("text", { x: left - 5, y: top + cell * (i + 0.5), class: "from" }, short(name, 14))),
       names.map((name, j) => make("text", { transform: `translate(${left + cell * (j + 0.5) + 3} ${top - 5}) rotate(-45)` }, short(name, 11))),
@@ -127,8 +127,8 @@
   };
 
   // A score with its interval and control, as rows of a table.
-  mechlab.scoreTable = (scores, caption) => make("div", { class: "scroll" }, make("table", { class: "scores" }, make("caption", {}, caption),
-    make("thead", {}, make("tr", {}, ["", "value", "95 % interval", "control", "n"].map((name, i) => make("th", { scope: "col", class: i && "number" }, name)))),
+  mechlab.scoreTable = (scores, caption) => make("div", { class: "scroll", tabindex: 0 }, make("table", { class: "scores" }, make("caption", {}, caption),
+    make("thead", {}, make("tr", {}, ["", "value", "95 % interval", "control", "n"].map((name, i) => make(name ? "th" : "td", { scope: name ? "col" : null, class: i > 0 && "number" }, name)))),
     make("tbody", {}, scores.map((each) => make("tr", {},
       make("th", { scope: "row" }, each.name, each.note && make("small", { class: "quiet" }, ` ${each.note}`)),
       make("td", { class: "number" }, show(each.value)),
