@@ -114,7 +114,8 @@ def test_an_index_alone_is_enough(done: Path, tmp_path: Path, capsys: pytest.Cap
     assert found["overview"]["scorers"] == []
     assert not found["tokens"]["guesses"]
     records = found["features-0"]["features"].values()
-    assert not any(key in record for record in records for key in ("logits", "steer", "said", "judged"))
+    assert not any(key in record for record in records for key in ("logits", "steer", "judged"))
+    assert not any(each["text"] for record in records for each in record.get("said", ()))
 
 
 def test_without_the_model_a_run_can_be_shown_where_that_is_gone(

@@ -179,8 +179,9 @@ def _parts(config: BuildConfig, parts: dict[str, Path]) -> Findings:
     name = config.subject
     if "index" in parts:
         index = load_index(parts["index"])
-        facts["site"] = index.about.get("site") or ", ".join(index.about.get("names", ()))
-        facts["model"] = name or (index.about.get("text") or {}).get("model_name") or ""
+        about = index.about
+        facts["site"] = about.get("site") or ", ".join(about.get("inputs") or about.get("names") or ())
+        facts["model"] = name or (about.get("text") or {}).get("model_name") or ""
         if "dictionary" in parts and not config.without_model:
             name = subject_name(name or "", index)
         if "explanations" in parts:
