@@ -158,7 +158,7 @@ def test_a_circuit_is_a_drawing_and_a_list_of_edges() -> None:
     assert style is not None
     rules = re.findall(r"([^{}]+)\{", style[1])
     assert all(rule.startswith(".mechlab-circuit ") for rule in rules)
-    assert inline._repr_html_() == svg
+    assert inline._repr_html_() is None  # the drawing is what front ends show
 
 
 @pytest.mark.browser

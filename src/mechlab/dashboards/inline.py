@@ -64,7 +64,8 @@ class Inline:
         return str(self.forms["text/plain"])
 
     def _repr_html_(self) -> str | None:
-        html: str | None = self.forms.get("text/html", self.forms.get("image/svg+xml"))
+        # Nothing for a drawing: as HTML, forges would take it apart.
+        html: str | None = self.forms.get("text/html")
         return html
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
