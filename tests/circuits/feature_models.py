@@ -50,12 +50,12 @@ def transcoder_at(
     return At(filled(architecture(arch)(config, d_model, d_model), seed + layer), (site,), (target,))
 
 
-def clt_over(layers: list[int], seed: int = 0) -> At:
+def clt_over(layers: list[int], seed: int = 0, d_model: int = D_MODEL) -> At:
     sites = tuple(f"blocks.{layer}.mlp.hook_in" for layer in layers)
     targets = tuple(f"blocks.{layer}.hook_mlp_out" for layer in layers)
     d_sae = 20 * len(layers)
     config = CltConfig(site=",".join(sites), target=",".join(targets), d_sae=d_sae, k=4)
-    sizes = (D_MODEL,) * len(layers)
+    sizes = (d_model,) * len(layers)
     return At(filled(Clt(config, sizes, sizes), seed), sites, targets)
 
 

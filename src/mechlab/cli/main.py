@@ -46,6 +46,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "evaluate",
         "faithful, complete, minimal? beside random circuits",
     ),
+    "circuit graph": (
+        "mechlab.cli.circuit_graph",
+        "graph",
+        "the attribution graph of a prompt, for circuit-tracer's and Neuronpedia's viewers",
+    ),
     "circuit show": ("mechlab.cli.circuit", "show", "a circuit as text, SVG, HTML or JSON"),
     "circuit compare": ("mechlab.cli.circuit_eval", "compare", "what two circuits share"),
     "circuit patch": (
@@ -117,6 +122,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "mechlab.cli.bench_features",
         "features",
         "what indexing, contexts, rules and their scores cost beside delphi and SAEDashboard",
+    ),
+    "bench dashboard": (
+        "mechlab.cli.bench_dashboard",
+        "dashboard",
+        "how fast a dashboard is built, shown and filtered, beside SAEDashboard",
     ),
     "bench truth": (
         "mechlab.cli.bench_sae",

@@ -30,9 +30,8 @@ def require_file(path: Path, endings: Sequence[str]) -> None:
     A picture made of dots, or a PDF, also needs a browser that draws it.
     """
     if path.suffix not in endings:
-        raise MechlabError(
-            "no known ending of a file", path, f"use {', '.join(endings[:-1])} or {endings[-1]}"
-        )
+        choice = " or ".join(filter(None, (", ".join(endings[:-1]), endings[-1])))
+        raise MechlabError("no known ending of a file", path, f"use {choice}")
     if path.is_dir():
         raise MechlabError("output file is a directory", path, "choose another --out")
     if path.suffix in (".png", ".pdf"):
