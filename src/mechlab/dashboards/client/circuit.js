@@ -11,7 +11,7 @@
     const path = ["circuit"];
     const asked = Number.parseInt(query.get("edges"), 10);
     // null is the circuit that was found; a number, the circuit of that many edges.
-    let taken = Number.isFinite(asked) ? Math.min(Math.max(asked, 1), size.most) : null;
+    let taken = Number.isFinite(asked) && size.most > 0 ? Math.min(Math.max(asked, 1), size.most) : null;
     let chosen = byName.get(query.get("node")) ?? null, prompt = Math.max(0, (Number.parseInt(query.get("prompt"), 10) || 1) - 1);
 
     const inside = (i) => (taken === null ? edges.found[i] === 1 : edges.joins[i] !== null && edges.joins[i] <= taken);
@@ -19,7 +19,7 @@
     const shown = () => edges.from.map((_, i) => i).filter(inside);
 
     // ---------- parts that change ----------
-    const slider = make("input", { type: "range", id: "circuit-size", min: 1, max: size.most, step: 1, oninput: () => resize(Number(slider.value)) });
+    const slider = make("input", { type: "range", id: "circuit-size", min: 1, max: Math.max(size.most, 1), disabled: size.most < 2, step: 1, oninput: () => resize(Number(slider.value)) });
     const whole = make("button", { type: "button", onclick: () => resize(null) }, `The circuit found (${size.found})`);
     const amount = make("b"), measured = make("p", { class: "quiet measured" });
     const curve = make("div"), panel = make("section", { class: "card panel", "aria-label": "Node" });
@@ -85,7 +85,7 @@
     }
     function chart() {
       if (!block.curves.length) return [];
-      const marks = [{ x: size.top, label: "found" }];
+      const marks = size.top > 0 ? [{ x: size.top, label: "found" }] : [];
       if (taken !== null && taken !== size.top) marks.push({ x: taken, label: String(taken) });
       return [make("h3", {}, "Faithfulness by size"), mechlab.chart.lines({
         series: block.curves.map(({ name, points }) => ({ name, x: points.map(([n]) => n), y: points.map(([, , value]) => value) })),
@@ -189,7 +189,7 @@
         make("div", {}, panel)));
     panel.tabIndex = -1;
     if (!block.curves.length) curve.parentElement.remove();
-    const step = (by) => resize(Math.min(Math.max((taken ?? size.top) + by, 1), size.most));
+    const step = (by) => size.most > 0 && resize(Math.min(Math.max((taken ?? size.top) + by, 1), size.most));
     const walk = (by) => {
       const used = [...new Set(shown().flatMap((e) => [edges.from[e], edges.to[e]]))].sort((a, b) => nodes[b].y - nodes[a].y || nodes[a].x - nodes[b].x);
       if (used.length) select(used[(used.indexOf(chosen) + by + used.length + (chosen === null && by < 0)) % used.length]);

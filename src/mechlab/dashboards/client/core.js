@@ -85,11 +85,13 @@
 
   mechlab.view = (name, { title, open, nav = name }) => views.set(name, { title, open, nav });
   mechlab.say = (text) => { if (status.textContent !== text) status.textContent = text; };
+  // Half of a pair of surrogates can be in no address.
+  const encode = (word) => encodeURIComponent(String(word).replace(/[\ud800-\udfff]/gu, "\ufffd"));
   mechlab.link = (path, query = {}) => {
-    const words = (Array.isArray(path) ? path : String(path).split("/")).map((word) => encodeURIComponent(word));
+    const words = (Array.isArray(path) ? path : String(path).split("/")).map((word) => encode(word));
     const pairs = [...(query instanceof Map || query instanceof URLSearchParams ? query.entries() : Object.entries(query))]
       .filter(([, value]) => value !== null && value !== undefined && value !== "" && value !== false)
-      .map(([name, value]) => `${encodeURIComponent(name)}=${encodeURIComponent(value === true ? 1 : value)}`);
+      .map(([name, value]) => `${encode(name)}=${encode(value === true ? 1 : value)}`);
     return `#/${words.join("/")}${pairs.length ? `?${pairs.join("&")}` : ""}`;
   };
   // path: the view's name and its arguments; query: a Map of strings.
