@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def measure_peers(
     index: FeatureIndex,
     work: Path,
     *,
+    names: Sequence[str] = NAMES,
     sample: int = 128,
     repeats: int = 3,
     folder: Path = FOLDER,
@@ -90,6 +91,7 @@ def measure_peers(
 
     Args:
         work: folder for the files that are exchanged; 20 bytes an entry, and delphi's cache.
+        names: those to measure.
         sample: features that examples, statistics and sequences are made of: live ones, evenly spaced.
         folder: where the peers' environments live.
 
@@ -97,15 +99,16 @@ def measure_peers(
     """
     if not len(index.live):
         raise ValueError("no feature is active anywhere")
-    missing = [name for name in NAMES if interpreter(name, folder) is None]
+    missing = [name for name in names if interpreter(name, folder) is None]
+    there = set(names) - set(missing)
     found: dict[str, dict[str, Any]] = {}
-    if len(missing) == len(NAMES):
+    if not there:
         return found, missing
     codes = write_codes(index, work / "codes.safetensors")
     try:
-        if "delphi" not in missing:
+        if "delphi" in there:
             found["delphi"] = asdict(_delphi(index, codes, work, sample, repeats, folder, progress))
-        if "saedashboard" not in missing:
+        if "saedashboard" in there:
             found["saedashboard"] = asdict(_saedashboard(index, codes, sample, repeats, folder, progress))
     finally:
         codes.unlink(missing_ok=True)
