@@ -26,7 +26,7 @@
       tabs.forEach((tab, i) => tab.setAttribute("aria-pressed", parts[i] === part));
       body.replaceChildren(...(part === "dictionaries" ? dictionaries : circuits)(block[part], left, right, state, remember));
     }
-    root.append(make("h2", { dir: "auto" }, left, make("small", {}, "and"), " ", right), parts.length > 1 && make("div", { class: "kinds" }, tabs), body);
+    root.append(make("h2", { dir: "auto" }, left, " ", make("small", {}, "and"), " ", right), parts.length > 1 && make("div", { class: "kinds" }, tabs), body);
     if (parts.length < 2) root.querySelector(".kinds")?.remove();
     fill();
   }
@@ -43,7 +43,7 @@
   }
   // One of several, as buttons: names, the one that is chosen, what to do with another.
   function choice(names, chosen, onchoose) {
-    const buttons = names.map((name, i) => make("button", { type: "button", "aria-pressed": i === chosen, onclick: () => {
+    const buttons = names.map((name, i) => make("button", { type: "button", "aria-pressed": String(i === chosen), onclick: () => {
       buttons.forEach((button, n) => button.setAttribute("aria-pressed", n === i));
       onchoose(i);
     } }, name));
