@@ -66,8 +66,8 @@ def test_kinds_of_contexts(feature):
     assert len(contexts(tab)) == 3
     tabs.nth(1).click()
     assert tab.locator("#contexts h4").all_inner_texts() == [
-        "2 to 4 33 % of its active tokens, by rank",
-        "0 to 2 67 % of its active tokens, by rank",
+        "2 to 4 33 % of the passages where it fires, ranked by their peak",
+        "0 to 2 67 % of the passages where it fires, ranked by their peak",
     ]
     assert tab.evaluate("location.hash").endswith("?tab=quantiles")
     tab.keyboard.press("ArrowRight")

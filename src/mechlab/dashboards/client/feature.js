@@ -92,7 +92,7 @@
     const names = Object.keys(TABS).filter((name) => groups[name]?.length);
     if (!names.length) return [panel("Contexts", quiet("None.")), () => {}];
     const rows = (list) => make("ol", {}, list.map((context) => contextRow(one, context, mark)));
-    const contents = { quantiles: () => groups.quantiles.map((band) => [make("h4", {}, `${show(band.low)} to ${show(band.high)}`, make("small", {}, ` ${percent(band.share)} of its active tokens, by rank`)), rows(band.rows)]), judged: () => judged(groups.judged, record.confusion, rows) };
+    const contents = { quantiles: () => groups.quantiles.map((band) => [make("h4", {}, `${show(band.low)} to ${show(band.high)}`, make("small", {}, ` ${percent(band.share)} of the passages where it fires, ranked by their peak`)), rows(band.rows)]), judged: () => judged(groups.judged, record.confusion, rows) };
     const size = (name) => (name === "quantiles" ? groups[name].flatMap((band) => band.rows) : groups[name]).length;
     const toggle = (name, text) => make("button", { type: "button", "aria-pressed": String(query.has(name)), onclick: ({ currentTarget }) => {
       set(name, query.has(name) ? "" : "1");
