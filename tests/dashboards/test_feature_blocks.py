@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,20 +15,26 @@ import pytest
 from dashboards.conftest import HOSTILE
 from features.exchanged import random_index
 from features.scored_features import KINDS, halves, true_rules
+from mechlab.artifacts import open_artifact
 from mechlab.dashboards.feature_blocks import CHUNK, feature_blocks
 from mechlab.dashboards.feature_contexts import NEAR, OF_EACH, QUANTILES, RADIUS, RANDOM, TOP
+from mechlab.dashboards.feature_judged import DrillDown, balanced
 from mechlab.dashboards.feature_material import gather_material
 from mechlab.dashboards.feature_record import NEVER, short
 from mechlab.dashboards.site import script_json
 from mechlab.errors import MechlabError
+from mechlab.features.building import load_index
 from mechlab.features.contexts import shown, top_contexts
-from mechlab.features.explanations import Explanation, Explanations
+from mechlab.features.explanations import Explanation, Explanations, load_explanations
 from mechlab.features.index import FeatureIndex, index_of
 from mechlab.features.notes import Note, Notes
 from mechlab.features.scoring.score import score_features
-from mechlab.features.scoring.scorecard import Scorecard, Unscored
+from mechlab.features.scoring.scorecard import Scorecard, Unscored, load_scores
+from mechlab.features.statistics import load_statistics
 from mechlab.features.text import text_of
 from mechlab.features.vocabulary import Vocabulary
+from mechlab.models.subject import load_model
+from mechlab.sae.dictionary import load_sae
 
 
 def blocks_of(index: FeatureIndex, **more: object) -> dict:
@@ -277,3 +287,45 @@ def test_explanations_of_another_index_are_refused() -> None:
         gather_material(random_index(0), explanations=Explanations((), (), 3))
     with pytest.raises(MechlabError, match="steering needs"):
         gather_material(random_index(0), steer=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_real_run_is_small_and_quick(tmp_path: Path) -> None:
+    command = (
+        "-m mechlab run --task none --d-sae 512 --tokens 100000 --train-tokens 100000 --heldout-tokens 60000"
+    )
+    # A process of its own: here every call's types are checked, which takes long in training.
+    subprocess.run(
+        [sys.executable, *command.split(), "--out", str(tmp_path / "run")],
+        check=True,
+        timeout=1000,
+    )
+    index, path = load_index(tmp_path / "run" / "features"), tmp_path / "run"
+    said, scores = load_explanations(path / "explanations"), load_scores(path / "scores")
+    settings = open_artifact(path / "scores").manifest.config
+    drill = DrillDown.from_settings(load_index(path / "heldout_features"), said, scores, settings)
+    started = time.process_time()  # others may keep the machine busy
+    material = gather_material(
+        index,
+        statistics=load_statistics(path / "features"),
+        explanations=said,
+        scores=scores,
+        drill=drill,
+        dictionary=load_sae(path / "sae"),
+        subject=load_model("fable"),
+    )
+    found = {name: len(script_json(value)) for name, value in feature_blocks(material)}
+    minutes = (time.process_time() - started) / 60
+    assert index.n_features == 512
+    assert sum(found.values()) / index.n_features <= 8000
+    assert index.n_features / minutes >= 1000
+    assert len(material.heads) > 400
+    assert len(material.concepts) > 50
+    scored = scores.of("detection")
+    assert len(scored) > 350
+    assert drill is not None
+    for feature, stored in scored.items():
+        judged = drill.of(feature)
+        assert judged is not None
+        assert balanced(judged.counts) == pytest.approx(stored.score.value, abs=1e-12)
