@@ -68,7 +68,7 @@
       mechlab.go(["live"], query, { replace: true });
     }
     const link = (feature) => make("a", { href: mechlab.link(["feature", feature]) }, `${feature}`);
-    const about = (feature) => make("span", { class: "quiet", dir: "auto" }, said.get(feature) || "");
+    const about = (feature) => make("span", { class: "about quiet", dir: "auto", title: said.get(feature) }, said.get(feature) || "");
 
     // One question at a time: a new one takes the place of the last.
     async function during(what, question, then) {
