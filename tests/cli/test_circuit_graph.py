@@ -81,3 +81,14 @@ def test_mistakes_are_one_line(
         assert run(*words) == 2
         lines = capsys.readouterr().err.splitlines()
         assert message in lines[-1], lines
+
+
+def test_the_page_holds_the_graph(tiny_model: Path, transcoders: list[Path], tmp_path: Path) -> None:
+    words = (PROMPT, "--model", tiny_model, "--transcoders", *transcoders)
+    assert run(*words, "--out", tmp_path / "g.html") == 0
+    page = (tmp_path / "g.html").read_text()
+    block = json.loads(page.split('id="b-circuit">')[1].split("</script>")[0])
+    kinds = [node["kind"] for node in block["nodes"]]
+    assert "input “cat”" in [kind.replace(" cat", "cat") for kind in kinds]
+    assert block["facts"][0] == ["prompt", PROMPT]
+    assert "default-src 'none'" in page.replace("&#39;", "'")

@@ -8,7 +8,7 @@ import tyro
 from rich.table import Table
 
 from mechlab.cli.outcome import Outcome
-from mechlab.cli.outputs import require_file
+from mechlab.cli.outputs import require_file, write_file
 from mechlab.cli.parse import parse
 from mechlab.cli.score_table import drawn
 from mechlab.errors import MechlabError
@@ -19,7 +19,8 @@ class CircuitGraphConfig(Settings):
     """The attribution graph of a prompt: what features, errors and tokens add to later features and outputs.
 
     Transcoders stand in for the MLPs; attention patterns and norms are held as they are on the prompt.
-    --out writes JSON that circuit-tracer and Neuronpedia's graph viewer read.
+    --out writes JSON that circuit-tracer and Neuronpedia's graph viewer read, or a page that shows the
+    graph offline.
 
     Example: mechlab circuit graph "Mary gave the ball to" --transcoders runs/t0 runs/t1 --out graph.json
     """
@@ -46,7 +47,7 @@ class CircuitGraphConfig(Settings):
     trust_remote_code: bool = False
     """Allow a hub model to run its own code."""
     out: Path | None = None
-    """File to write, .json."""
+    """File to write: .json or .html by its ending."""
 
 
 def graph(words: list[str], program: str) -> Outcome:
@@ -57,6 +58,7 @@ def graph(words: list[str], program: str) -> Outcome:
     from mechlab.circuits.features.circuit_tracer import write_circuit_tracer_graph
     from mechlab.circuits.features.influence import graph_scores, prune
     from mechlab.circuits.features.replacement import replacement_model
+    from mechlab.dashboards.graph_page import graph_page
     from mechlab.models.subject import load_model
     from mechlab.sae.dictionary import load_sae
 
@@ -68,7 +70,7 @@ def graph(words: list[str], program: str) -> Outcome:
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise MechlabError(f"share of {name} is out of range", getattr(config, name), "between 0 and 1")
     if config.out is not None:
-        require_file(config.out, (".json",))
+        require_file(config.out, (".json", ".html"))
     subject = load_model(
         config.model, dtype=config.dtype, device=config.device, revision=config.revision,
         trust_remote_code=config.trust_remote_code,
@@ -79,7 +81,9 @@ def graph(words: list[str], program: str) -> Outcome:
     whole = attribution_graph(replacement)
     kept = prune(whole, config.nodes, config.edges)
     scores = graph_scores(whole)
-    if config.out is not None:
+    if config.out is not None and config.out.suffix == ".html":
+        write_file(config.out, graph_page(kept, subject, config.prompt))
+    elif config.out is not None:
         write_circuit_tracer_graph(kept, subject, config.out, node_threshold=config.nodes)
     found = [node for node in kept.nodes if node.kind == "feature"]
     strongest = sorted(found, key=lambda node: -(node.score or 0.0))[: max(config.features, 0)]

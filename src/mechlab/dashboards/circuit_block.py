@@ -88,13 +88,20 @@ def circuit_block(
     return block
 
 
-def graph_block(graph: FeatureGraph, title: str, facts: Mapping[str, str] | None = None) -> dict[str, Any]:
+def graph_block(
+    graph: FeatureGraph,
+    title: str,
+    facts: Mapping[str, str] | None = None,
+    *,
+    subject: Subject | None = None,
+) -> dict[str, Any]:
     """The block "circuit" of a graph whose nodes are features, tokens, errors and outputs.
 
     A feature of the site that the page is about leads to its page there.
 
     Args:
         title: heading; facts: name → what is shown beside it.
+        subject: says what tokens are.
     """
     edges = sorted(graph.edges(), key=lambda edge: -abs(edge.score or 0.0))
     triples = [(edge.source, edge.reader, edge.score or 0.0) for edge in edges]
@@ -104,6 +111,8 @@ def graph_block(graph: FeatureGraph, title: str, facts: Mapping[str, str] | None
         known = {"attribution": short(node.score), "activation": short(node.value)}
         nodes[node.name] = {name: value for name, value in known.items() if value is not None}
         nodes[node.name]["kind"] = _UNITS[node.kind]
+        if subject is not None and node.index is not None and node.kind in ("embedding", "logit"):
+            nodes[node.name]["kind"] += f" “{subject.token_text(node.index)}”"
         if node.kind == "feature":
             nodes[node.name] |= {"site": node.site, "feature": node.index}
     ranks = {edge[:2]: {"joins": rank, "found": 1} for rank, edge in enumerate(triples, start=1)}
