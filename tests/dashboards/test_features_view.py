@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from statistics import median
 from urllib.parse import unquote
 
 import pytest
@@ -132,7 +131,7 @@ def test_sorting_is_in_the_address_and_back(toy):
     assert numbers(tab) == [68, 67, 66, 65, 64, 63, 62, 61, 60, 6]
     assert tab.input_value("[data-search]") == "word6"
     assert tab.locator("th[aria-sort=descending]").inner_text() == "detection"
-    assert tab.locator(".chart-box").count() == 1
+    tab.wait_for_selector(".chart-box")
     tab.fill("[data-search]", "word68")
     assert tab.evaluate("location.hash").endswith("?q=word68&sort=score&down=1&plot=1")
 
@@ -153,10 +152,10 @@ def test_scores_show_value_interval_and_control(toy):
 def test_plot_of_density_against_score_leads_to_features(toy):
     tab = toy()
     tab.keyboard.press("p")
-    assert (
-        tab.locator("svg.chart").get_attribute("aria-label") == "detection against density (log), 69 points"
-    )
+    named = tab.locator("svg.chart").get_attribute("aria-label")
+    assert named == "detection against density (log), 69 points"
     tab.fill("[data-search]", "word33")
+    tab.wait_for_function("() => document.querySelectorAll('.marker.linked').length === 1")
     tab.locator(".marker.linked").click()
     opened(tab, "Feature 33")
     assert tab.evaluate("mechlab.state().query.get('q')") == "word33"
@@ -235,30 +234,34 @@ def test_hostile_strings_are_text(visit_site):
 
 @pytest.mark.slow
 def test_sixteen_thousand_features(visit_site):
-    """Three times the goals of the benchmark: 1.5 s to the table, 0.1 s for a search."""
-    many = 16_384
+    """The goals, 1.5 s to the table and 0.1 s for a search, with room for half as much again.
+
+    Times are those of the page's main thread at work, which other load on the machine changes little.
+    """
 
     def large():
-        yield next(blocks(many))
+        yield next(blocks(16_384))
         yield "features-0", {"strings": [], "features": {}}
 
     tab = visit_site(replace(SITE, blocks=large), "#/features")
     ready(tab)
     assert tab.locator("#view tbody tr").count() == 100
-    starts = []
-    for _ in range(3):
-        tab.reload()
-        ready(tab)
-        starts.append(tab.evaluate("performance.now()"))
-    assert median(starts) < 4500
-    timed = """(query) => {
-      const box = document.querySelector("[data-search]"), begin = performance.now();
-      box.value = query;
-      box.dispatchEvent(new Event("input"));
-      document.body.offsetHeight; // the layout too
-      return performance.now() - begin;
-    }"""
+    protocol = tab.context.new_cdp_session(tab)
+    protocol.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def seconds(*names: str) -> float:
+        found = {each["name"]: each["value"] for each in protocol.send("Performance.getMetrics")["metrics"]}
+        return sum(found[f"{name}Duration"] for name in names)
+
+    before = seconds("Task")
+    tab.reload()
+    ready(tab)
+    assert seconds("Task") - before < 2.25
+    parts = ("Script", "Layout", "RecalcStyle")
     for query in ("word1", "token:the", "score>0.7 -word3", "density<1e-3", ""):
-        assert tab.evaluate(timed, query) < 300, query
+        before = seconds(*parts)
+        tab.fill("[data-search]", query)
+        tab.evaluate("document.body.offsetHeight")  # the layout too
+        assert seconds(*parts) - before < 0.15, query
     tab.locator(".more").click()
     assert tab.locator("#view tbody tr").count() == 200

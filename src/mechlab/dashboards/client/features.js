@@ -131,7 +131,7 @@
   async function open(state, root) {
     const all = await read(), { n, said, density, max, flags, scorers, scores } = all, { query } = state;
     const link = (row) => mechlab.link(["feature", n[row]], query);
-    let rows = [];
+    let rows = [], drawing = 0;
 
     const texts = (name, title) => all[name].some(Boolean) && { name, title, cell: (row) => make("span", { dir: "auto" }, all[name][row]), value: (row) => all[name][row] };
     const columns = [
@@ -191,7 +191,8 @@
       count.textContent = `${rows.length === all.rows.length ? "" : `${rows.length} of `}${all.rows.length} features`;
       table.update({ rows, sort: wanted(all, query) });
       plotting.setAttribute("aria-pressed", query.has("plot"));
-      plot.replaceChildren(...(query.has("plot") ? [scatter()] : []));
+      clearTimeout(drawing);
+      drawing = setTimeout(() => plot.replaceChildren(...(query.has("plot") ? [scatter()] : [])), 100); // not at every letter typed
     }
     function scatter() {
       const by = wanted(all, query).name, name = scorers.find((each) => field(each) === by) ?? scorers[0], y = name ? scores[name].value : max;
