@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ CONFIGS = {
     "middle": ("llama", TopKConfig(site="blocks.1.hook_resid_mid", **SHORT)),
     "pre": ("gpt_neox", TopKConfig(site="blocks.1.hook_resid_pre", **SHORT)),
     "signs": ("gpt2", AbsTopKConfig(site=LAST, **SHORT)),
+    "crosscoder": ("llama", TopKConfig(site=f"blocks.0.hook_resid_post,{LAST}", **SHORT)),
     "transcoder": ("gpt2", TopKConfig(site="blocks.1.mlp.hook_in", target="blocks.1.hook_mlp_out", **SHORT)),
 }
 PROMPTS = ("the cat sat on", "a red dog saw it and ran")
@@ -56,6 +59,16 @@ def made(request, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory):
 def direction(dictionary: Dictionary, feature: int) -> torch.Tensor:
     rows = dictionary.sae.W_dec.detach()
     return rows[feature] if feature < len(rows) else -rows[feature - len(rows)]
+
+
+@contextlib.contextmanager
+def steered_by(subject: Subject, dictionary: Dictionary, feature: int, strength: float) -> Iterator[None]:
+    """One feature added at every place that the dictionary writes."""
+    with contextlib.ExitStack() as stack:
+        parts = direction(dictionary, feature).split(list(dictionary.sae.out_sizes))
+        for site, part in zip(dictionary.outputs, parts, strict=True):
+            stack.enter_context(editing(subject, site, add(part, strength)))
+        yield
 
 
 @torch.no_grad()
@@ -86,7 +99,7 @@ def test_samples_are_those_of_one_feature_at_a_time(made, monkeypatch: pytest.Mo
             for prompt, text in zip(PROMPTS, sample.texts, strict=True):
                 tokens = subject.tokens(prompt)[None]
                 clean = subject.logits(tokens).double().log_softmax(-1)
-                with editing(subject, dictionary.outputs[0], add(direction(dictionary, feature), strength)):
+                with steered_by(subject, dictionary, feature, strength):
                     steered = subject.logits(tokens).double().log_softmax(-1)
                     assert text == greedy(subject, prompt, 5)
                 divergence += float((clean.exp() * (clean - steered)).sum())
@@ -133,7 +146,7 @@ def test_what_cannot_be_steered_is_refused(made) -> None:
 def test_heads_are_those_of_the_decomposed_forward(made) -> None:
     name, subject, dictionary, index = made
     found = head_contributions(subject, dictionary, index, tokens=10**6)
-    if name == "transcoder":
+    if name in ("transcoder", "crosscoder"):
         assert found == {}
         return
     text, forward = index.text, DecomposedForward(subject.module)
@@ -164,8 +177,8 @@ def test_heads_are_those_of_the_decomposed_forward(made) -> None:
 
 def test_a_sample_of_tokens_leaves_out_features_that_are_not_active_in_it(made) -> None:
     name, subject, dictionary, index = made
-    if name == "transcoder":
-        pytest.skip("reads no place of the residual stream")
+    if name in ("transcoder", "crosscoder"):
+        pytest.skip("does not read one place of the residual stream")
     few = head_contributions(subject, dictionary, index, tokens=20)
     assert 0 < len(few) <= len(index.live)
     assert few == head_contributions(subject, dictionary, index, tokens=20)
@@ -188,21 +201,24 @@ def test_all_of_it_reaches_the_records(made) -> None:
         grid = records[feature]["steer"]
         assert [each["strength"] for each in grid] == [-1, 0, 1, 2, 4]
         assert len(grid[0]["rows"]) == 3
-    effects = logit_effects(
-        subject, dictionary_directions(subject, dictionary, signs=name == "signs"), top=10
-    )
     rows = torch.cat([dictionary.sae.W_dec, -dictionary.sae.W_dec]).detach()[: index.n_features]
     unit = (rows / rows.norm(dim=1, keepdim=True)).double()
     for feature, record in records.items():
-        up = record["logits"]["up"]
-        vocabulary = index.text.vocabulary
-        assert [block["strings"][n] for n, _ in up] == list(effects.words(feature, vocabulary))
-        assert [value for _, value in up] == pytest.approx(effects.promoted_value[feature].tolist(), rel=1e-3)
         cosine = record["near"]["cosine"]
         assert feature not in [other for other, _ in cosine]
         for other, value in cosine:
             assert value == pytest.approx(float(unit[feature] @ unit[other]), rel=1e-2, abs=1e-6)
         assert ("heads" in record["near"]) == (feature in material.heads)
+    if name == "crosscoder":  # it writes at two places of one stream: no direct effect
+        assert not any("logits" in record for record in records.values())
+        return
+    directions = dictionary_directions(subject, dictionary, signs=name == "signs")
+    effects = logit_effects(subject, directions, top=10)
+    for feature, record in records.items():
+        up = record["logits"]["up"]
+        vocabulary = index.text.vocabulary
+        assert [block["strings"][n] for n, _ in up] == list(effects.words(feature, vocabulary))
+        assert [value for _, value in up] == pytest.approx(effects.promoted_value[feature].tolist(), rel=1e-3)
 
 
 def test_a_dictionary_of_another_index_is_refused(made) -> None:
