@@ -59,7 +59,7 @@ def visit_site(browser, tmp_path) -> Iterator[Any]:
     requests: list[str] = []
     folder: Path = tmp_path / "site"
     tab = browser.new_page(viewport={"width": 1300, "height": 800})
-    tab.set_default_timeout(10_000)
+    tab.set_default_timeout(30_000)  # slow only where other work shares the processor
     tab.on("console", lambda message: complaints.append(message.text))
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.on("request", lambda request: requests.append(request.url))
