@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 KIND = "investigation"
 _FILE = "curves.json"
 
+# Markers tell conditions apart without colour.
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+
 
 @dataclass(frozen=True, eq=False)
 class Curves:
@@ -98,9 +101,10 @@ class Curves:
                     )
                 )  # fmt: skip
             line = {"color": colour, "dash": "dot" if condition in ("chance", "oracle") else "solid"}
+            symbol = _SYMBOLS[number % len(_SYMBOLS)]
             figure.add_trace(
                 Scatter(x=turns, y=[each.value for each in scores], name=condition, mode="lines+markers",
-                        line=line, legendgroup=condition)
+                        line=line, marker={"symbol": symbol, "size": 8}, legendgroup=condition)
             )  # fmt: skip
         figure.update_layout(
             xaxis_title=f"turn ({self.queries:g} queries each)",
