@@ -247,9 +247,22 @@ def test_what_is_not_known_is_left_out(visit_site):
 def test_links_to_other_pages_only_where_they_are(visit_site, feature):
     tab = feature()
     assert tab.locator("#view a[href^='#/tokens'], #view a[href^='#/circuit']").count() == 0
-    tab = visit_site(replace(SITE, views=("features", "circuit", "tokens")), "#/feature/33")
+
+    def with_documents():
+        yield from blocks()
+        yield "tokens", {"documents": [{"d": 1, "n": 200, "words": "The"}]}
+
+    views = ("features", "circuit", "tokens")
+    tab = visit_site(replace(SITE, views=views, blocks=with_documents), "#/feature/33")
     opened(tab, 33)
-    assert tab.get_by_role("link", name="doc 1").get_attribute("href") == "#/tokens/1?at=107&feature=33"
+    assert (
+        tab.locator("#view a[href^='#/tokens']").count()
+        == tab.locator("#view").get_by_text("doc 1", exact=True).count()
+    )
+    assert (
+        tab.get_by_role("link", name="doc 1", exact=True).first.get_attribute("href")
+        == "#/tokens/1?at=107&feature=33"
+    )
     assert tab.get_by_role("link", name="a0.h1").get_attribute("href") == "#/circuit?node=a0.h1"
 
 

@@ -16,6 +16,7 @@
       return;
     }
     const chunk = await mechlab.load(`features-${Math.floor(number / all.chunk)}`);
+    const read = sees("tokens") ? (await mechlab.load("tokens")).documents : []; // only some can be read token by token
     if (!root.isConnected) return; // another one has been opened meanwhile
     // The search that led here stays in the address: previous and next are in its order.
     const list = new Map([...query].filter(([name]) => ["q", "sort", "down", "plot"].includes(name)));
@@ -24,7 +25,7 @@
       else query.delete(name);
       mechlab.go(["feature", number], query, { replace: true });
     };
-    const one = { all, number, row, query, list, set, record: chunk.features[number] ?? {}, strings: chunk.strings, max: all.max[row] };
+    const one = { all, number, row, query, list, set, record: chunk.features[number] ?? {}, strings: chunk.strings, max: all.max[row], stored: new Set(read.map(({ d }) => d)) };
     const [shape, mark] = histogram(one), [contexts, nextTab] = contextPanel(one, mark), [head, step, star] = header(one);
     root.append(head, make("div", { class: "columns" },
       make("div", {}, explanations(one)), make("div", { class: "wide" }, contexts, steering(one), neighbours(one)),
@@ -143,10 +144,10 @@
     ];
   }
 
-  function contextRow({ strings, max, query, number, list }, { d, c, t, a, of, start = 0 }, mark) {
+  function contextRow({ strings, max, query, number, list, stored }, { d, c, t, a, of, start }, mark) {
     let full = query.has("full");
     const peak = new Map(a).get(c) ?? 0, text = make("div");
-    const source = sees("tokens") ? make("a", { href: mechlab.link(["tokens", d], { at: start + c, feature: number }) }, `doc ${d}`) : `doc ${d}`;
+    const source = stored.has(d) && start !== undefined ? make("a", { href: mechlab.link(["tokens", d], { at: start + c, feature: number }) }, `doc ${d}`) : `doc ${d}`;
     const more = make("button", { type: "button", onclick: () => {
       full = !full;
       draw();
