@@ -64,8 +64,9 @@
     const words = (side, n) => make("div", { class: "about" },
       side.said?.[n] && make("div", { class: "said", dir: "auto", title: side.said[n] }, mechlab.visible(side.said[n]).map((node) => (node.textContent === "·" ? " " : node))),
       side.tokens?.[n]?.length > 0 && make("div", { class: "text", dir: "auto" }, side.tokens[n].map((token) => make("span", { class: "peak-token" }, mechlab.visible(token)))));
-    const text = (row) => `${row.left !== undefined ? about(one, row.left) : ""}\n${row.right !== undefined ? about(other, row.right) : ""}`;
-    const about = (side, n) => [n, side.said?.[n] ?? "", ...(side.tokens?.[n] ?? [])].join("\n").toLowerCase();
+    // Made once: there may be many thousands.
+    const texts = [one, other].map((side) => side.nearest.map((_, n) => [n, side.said?.[n] ?? "", ...(side.tokens?.[n] ?? [])].join("\n").toLowerCase()));
+    const holds = ({ left: a, right: b }, q) => (a !== undefined && texts[0][a].includes(q)) || (b !== undefined && texts[1][b].includes(q));
     const columns = (side, key, name) => [
       { name: key, title: name, number: true, cell: (row) => link(side, row[key]), value: (row) => row[key] },
       (side.said || side.tokens) && { name: `${key}-about`, title: side.said ? "explanation, strongest tokens" : "strongest tokens", cell: (row) => words(side, row[key]), value: side.said && ((row) => side.said[row[key]]) },
@@ -78,7 +79,7 @@
     const holder = make("div"), search = make("input", { type: "search", "data-search": true, value: state.q ?? "", placeholder: "number, explanation or token", "aria-label": "Search features", oninput: () => { remember({ q: search.value }); table.update({ rows: ordered(matching()) }); count(); } });
     const counted = make("span", { class: "quiet" });
     let table, ordered;
-    const matching = () => { const q = search.value.toLowerCase(); return q ? rows[shown].filter((row) => text(row).includes(q)) : rows[shown]; };
+    const matching = () => { const q = search.value.toLowerCase(); return q ? rows[shown].filter((row) => holds(row, q)) : rows[shown]; };
     const count = () => { counted.textContent = `${table.sorted.length} of ${rows[shown].length}`; mechlab.say(counted.textContent); };
     function list() {
       const sides = shown === 1 ? [...columns(one, "left", left), cosine, nearest(other)] : shown === 2 ? [...columns(other, "right", right), cosine, nearest(one)]
