@@ -46,6 +46,7 @@ napoleon_use_rtype = False
 # Types of other libraries are named, not linked: that would ask the network.
 nitpicky = True
 nitpick_ignore_regex = [("py:class", ".*"), ("py:data", ".*"), ("py:exc", ".*")]
-suppress_warnings = ["ref.python"]  # two classes of one name in different rooms
+# Two classes of one name in different rooms; figures that notebooks keep as a picture too.
+suppress_warnings = ["ref.python", "mystnb.unknown_mime_type"]
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
