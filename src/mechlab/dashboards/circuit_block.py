@@ -65,8 +65,8 @@ def circuit_block(
             score_value(found.faithfulness, "faithfulness"),
             score_value(found.ratios, "mean of ratios", f"undefined on {found.undefined} prompts"),
             score_value(found.kl, "KL from the model, nats"),
-            score_value(found.cpr.area, "CPR"),
-            score_value(found.cmd.area, "CMD"),
+            score_value(found.cpr.area, "CPR", "area under faithfulness over sizes: the larger the better"),
+            score_value(found.cmd.area, "CMD", "area between faithfulness and 1: the smaller the better"),
         ],
         "size": {
             "found": circuit.n_edges,
