@@ -77,6 +77,11 @@ def toy(visit_site):
     return go
 
 
+def address(tab, ending: str) -> None:
+    """The address follows when the keys have rested for a moment."""
+    tab.wait_for_url(lambda url: url.endswith(ending))
+
+
 def panel(tab) -> str:
     return tab.locator(".token-panel").inner_text()
 
@@ -105,7 +110,7 @@ def test_the_first_document_is_open(toy, limit):
 def test_a_token_shows_its_features_and_what_they_do(toy):
     tab = toy()
     tab.locator(".chips span").nth(1).click()
-    assert tab.url.endswith("#/tokens/12?at=1")
+    address(tab, "#/tokens/12?at=1")
     rows = tab.locator(".token-panel tbody tr")
     assert rows.count() == 2
     cells = [each.strip() for each in rows.nth(0).locator("td").all_inner_texts()]
@@ -123,7 +128,7 @@ def test_a_token_shows_its_features_and_what_they_do(toy):
 def test_a_feature_colours_the_whole_document(toy):
     tab = toy("#/tokens/12?at=1")
     tab.get_by_role("button", name="Colour the text by feature 3").click()
-    assert tab.url.endswith("#/tokens/12?at=1&feature=3")
+    address(tab, "#/tokens/12?at=1&feature=3")
     lit = tab.locator(".chips .on")
     assert lit.count() == 4
     assert lit.nth(1).get_attribute("aria-label") == " Jane, activation 8"
@@ -137,7 +142,7 @@ def test_a_feature_colours_the_whole_document(toy):
     assert button.evaluate("el => el === document.activeElement")
     button.click()
     assert tab.locator(".chips .on").count() == 0
-    assert tab.url.endswith("#/tokens/12?at=1")
+    address(tab, "#/tokens/12?at=1")
 
 
 def test_links_lead_to_a_token_and_a_feature(toy):
@@ -162,7 +167,7 @@ def test_arrow_keys_move_the_token_and_letters_the_document(toy):
     assert tab.locator(".chips [data-place='2']").evaluate("el => el === document.activeElement")
     tab.keyboard.press("ArrowLeft")
     assert chosen(tab) == "1"
-    assert tab.url.endswith("?at=1")
+    address(tab, "?at=1")
     tab.keyboard.press("End")
     assert chosen(tab) == "5"
     tab.keyboard.press("ArrowRight")
@@ -194,14 +199,16 @@ def test_documents_are_searched_by_words_and_number(toy):
     tab.keyboard.press("/")
     tab.keyboard.type("wolf sl")
     assert tab.locator(".documents li").count() == 1
-    assert tab.url.endswith("#/tokens/12?q=wolf%20sl")
+    address(tab, "#/tokens/12?q=wolf%20sl")
     assert tab.locator("#status").inner_text() == "1 of 3 documents"
     tab.locator(".documents a").click()
     tab.locator(".reading h2", has_text="Document 7").wait_for()
     assert tab.input_value("[data-search]") == "wolf sl"
     tab.fill("[data-search]", "30")
     assert tab.locator(".documents b").all_inner_texts() == ["30"]
+    tab.locator(".chips span").nth(2).click()
     tab.fill("[data-search]", "zebra")
+    address(tab, "#/tokens/7?q=zebra&at=2")
     assert "No document begins like that." in tab.locator(".documents").inner_text()
 
 

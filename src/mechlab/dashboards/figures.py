@@ -151,7 +151,7 @@ def _png(svg: str, width: int, height: int) -> bytes:
 
 
 def _pdf(svg: str, width: float, height: float) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="mechlab-figure-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mechlab-figure-", ignore_cleanup_errors=True) as folder:
         out = Path(folder) / "figure.pdf"
         page = _PAPER.format(svg=_encoded(svg), width=width, height=height)
         said = _browse(page, Path(folder), f"--print-to-pdf={out}", "--no-pdf-header-footer")
@@ -162,7 +162,7 @@ def _pdf(svg: str, width: float, height: float) -> bytes:
 
 def _body(page: str) -> str:
     """Text of a page's body when its script is through."""
-    with tempfile.TemporaryDirectory(prefix="mechlab-figure-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mechlab-figure-", ignore_cleanup_errors=True) as folder:
         shown, said = _browse(page, Path(folder), "--dump-dom", "--virtual-time-budget=60000")
     found = re.search(r"<body>(.*)</body>", shown, re.DOTALL)
     if found is None:

@@ -73,7 +73,7 @@
         : [found ? "Coloured by " : "Among the strongest of no token here: ", name(feature), said(feature) && make("span", { class: "said", dir: "auto", title: said(feature) }, said(feature)), " ", make("button", { type: "button", onclick: () => paint(null) }, "No colour")].filter(Boolean)));
     }
 
-    function show_token() {
+    function showToken() {
       const after = block.effects?.[at] && new Map(block.effects[at].map(([each, next, guess]) => [each, { next, guess }]));
       const rows = here[at].slice(0, all.top).map(([each, value, max]) => ({ each, value, max, ...after?.get(each) }));
       const most = Math.max(0, ...rows.flatMap(({ next, guess }) => [next, guess]).map((v) => Math.abs(v ?? 0)));
@@ -99,12 +99,19 @@
       ].filter(Boolean));
     }
 
-    const keep = () => mechlab.go(["tokens", number], new Map([...query, ["at", at], ["feature", feature ?? ""]]), { replace: true });
+    // Into the address when the keys rest: browsers refuse a page that rewrites it dozens of times a second.
+    let waiting = 0;
+    function keep() {
+      clearTimeout(waiting);
+      query.set("at", at).set("feature", feature ?? "");
+      waiting = setTimeout(() => {
+        if ((mechlab.state().path[1] ?? number) === number) mechlab.go(["tokens", number], query, { replace: true });
+      }, 100);
+    }
     function paint(next) {
       feature = next;
-      query.set("feature", feature ?? "");
       const pressed = panel.contains(document.activeElement) && next;
-      colour(); show_token(); keep();
+      colour(); showToken(); keep();
       if (pressed !== false && pressed !== null) panel.querySelector(`[aria-label="Colour the text by feature ${next}"]`)?.focus();
     }
     function move(to, focus) {
@@ -115,7 +122,7 @@
       }
       at = to;
       if (focus) text.children[at].focus();
-      show_token(); keep();
+      showToken(); keep();
     }
     // The token on the line above or below that is nearest across.
     function across(down) {
@@ -140,6 +147,7 @@
     const cut = block.n > block.t.length && make("small", {}, `the first ${show(block.t.length)} of ${show(block.n)} tokens`);
     main.append(make("section", { class: "card", "aria-label": "Text" },
       make("h2", {}, `Document ${number} `, cut || make("small", {}, `${show(block.n)} tokens`)), colours, text), panel);
-    colour(); show_token();
+    colour(); showToken();
+    return () => clearTimeout(waiting);
   } });
 })();
