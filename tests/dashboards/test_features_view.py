@@ -143,7 +143,7 @@ def test_scores_show_value_interval_and_control(toy):
     tip = tab.locator("#view tbody .tip").first
     assert not tip.is_visible()
     tab.locator("#view tbody td a").focus()
-    assert tip.inner_text() == "0.633 (0.533 to 0.733), control 0.500"
+    assert tip.inner_text() == "0.533 to 0.733\n◇ 0.500"
     tab.locator("#view tbody td a").blur()
     tab.locator("#view tbody .cell").first.hover()
     assert tip.is_visible()

@@ -189,7 +189,7 @@
     if (!list?.length) return null;
     const most = Math.max(...list.map(([, value]) => Math.abs(value))) || 1;
     return make("table", { class: "ranked" }, make("caption", {}, title), make("tbody", {}, list.map(([what, value]) => make("tr", {}, make("td", {}, cell(what)), make("td", { class: "number" }, show(value)),
-      make("td", { "aria-hidden": "true" }, make("svg", { class: "score", width: 56, height: 8 }, make("rect", { class: value < 0 ? "less" : "more", y: 1, width: (56 * Math.abs(value)) / most, height: 6 })))))));
+      make("td", { "aria-hidden": "true" }, make("svg", { class: "score", width: 56, height: 8 }, make("rect", { class: value < 0 ? "loss" : "gain", y: 1, width: (56 * Math.abs(value)) / most, height: 6 })))))));
   }
 
   function logits({ record: { logits: effects }, strings }) {

@@ -150,7 +150,7 @@
       if (value[row] == null) return make("span", { class: "quiet" }, "–");
       const score = { name, value: value[row], low: low?.[row], high: high?.[row], null: { value: control?.[row] } };
       return make("span", { class: "cell" }, scoreBar(score, 76), show(score.value),
-        make("span", { class: "tip", "aria-hidden": "true" }, `${mechlab.scoreText(score)}${score.null.value == null ? "" : `, control ${show(score.null.value)}`}`));
+        make("span", { class: "tip", "aria-hidden": "true" }, score.low != null && make("span", {}, `${show(score.low)} to ${show(score.high)}`), score.null.value != null && make("span", {}, `◇ ${show(score.null.value)}`)));
     }
 
     const table = mechlab.table({ columns, rows, caption: "Features; the headings sort", limit: 100, empty: all.rows.length ? "No feature matches." : "There are no features.",
