@@ -206,7 +206,7 @@ def test_a_graph_of_features():
     assert block["edges"]["score"][0] == 2.0
     assert [label for label, _ in block["labels"]] == [
         "input",
-        "1.hook_resid_post",
-        "2.hook_resid_post",
+        "1.post",
+        "2.post",
         "output",
     ]

@@ -105,7 +105,7 @@ def graph_block(
     """
     edges = sorted(graph.edges(), key=lambda edge: -abs(edge.score or 0.0))
     triples = [(edge.source, edge.reader, edge.score or 0.0) for edge in edges]
-    drawing = draw(CircuitRecord("", "", len(edges), edges=tuple(triples)), _places(graph))
+    drawing = draw(CircuitRecord("", "", len(edges), edges=tuple(triples)), _places(graph, subject))
     nodes: dict[str, dict[str, Any]] = {}
     for node in graph.nodes:
         known = {"attribution": short(node.score), "activation": short(node.value)}
@@ -222,7 +222,7 @@ def _curves(circuit: Circuit) -> list[dict[str, Any]]:
     return [{"name": name, "points": points} for name, points in curves if points]
 
 
-def _places(graph: FeatureGraph) -> dict[str, Place]:
+def _places(graph: FeatureGraph, subject: Subject | None) -> dict[str, Place]:
     """Rows by layer and site, from left to right by position in the prompt."""
     sites: dict[tuple[int, str], list[str]] = {}
     parts: dict[int, dict[str, int]] = {}
@@ -230,9 +230,14 @@ def _places(graph: FeatureGraph) -> dict[str, Place]:
     for node in sorted(graph.nodes, key=lambda node: (node.position or 0, node.kind, node.index or 0)):
         row = sites.setdefault((node.layer, node.site), [])
         part = parts.setdefault(node.layer, {}).setdefault(node.site, len(parts.get(node.layer, {})))
-        label = {"embed": "input", "logits": "output"}.get(node.site, node.site.removeprefix("blocks."))
-        unit = {"feature": f"f{node.index}", "error": "error"}.get(node.kind, node.kind)
-        text = unit if node.position is None else f"{unit}@{node.position}"
+        # The node's full name is said where it is pointed at; here there is room for little.
+        short_site = node.site.removeprefix("blocks.").replace("hook_", "").replace("resid_", "")
+        label = {"embed": "input", "logits": "output"}.get(node.site, short_site)
+        text = {"feature": f"f{node.index}", "embedding": "input", "logit": "output"}.get(
+            node.kind, node.kind
+        )
+        if node.kind in ("embedding", "logit") and subject is not None and node.index is not None:
+            text = subject.token_text(node.index).strip() or text
         found[node.name] = Place((node.layer, part), len(row), text, label)
         row.append(node.name)
     return found

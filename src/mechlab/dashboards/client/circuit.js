@@ -20,7 +20,7 @@
 
     // ---------- parts that change ----------
     const slider = make("input", { type: "range", id: "circuit-size", min: 1, max: Math.max(size.most, 1), disabled: size.most < 2, step: 1, oninput: () => resize(Number(slider.value)) });
-    const whole = make("button", { type: "button", onclick: () => resize(null) }, `The circuit found (${size.found})`);
+    const whole = make("button", { type: "button", onclick: () => resize(null) }, block.curves.length ? `The circuit found (${size.found})` : `All edges (${size.found})`);
     const amount = make("b"), measured = make("p", { class: "quiet measured" });
     const curve = make("div"), panel = make("section", { class: "card panel", "aria-label": "Node" });
     const graph = mechlab.graph({
@@ -64,7 +64,7 @@
       const own = shown();
       slider.value = taken ?? Math.min(size.top, size.most);
       whole.setAttribute("aria-pressed", taken === null);
-      amount.textContent = taken === null ? `${size.found} edges of the circuit found`
+      amount.textContent = taken === null ? `${size.found} edges${block.curves.length ? " of the circuit found" : ""}`
         : block.curves.length ? `${taken} edges taken, ${own.length} on a path` : `${taken} strongest edges`;
       slider.setAttribute("aria-valuetext", amount.textContent);
       measured.textContent = faithfulness();
@@ -117,7 +117,7 @@
     function about(node, i) {
       const own = shown(), into = own.filter((e) => edges.to[e] === i), out = own.filter((e) => edges.from[e] === i);
       const figures = [
-        ["attribution", node.attribution, block.patching], ["exact patch, noising", node.noising, "fall of the metric"],
+        [block.patching ? "attribution" : "score", node.attribution, block.patching], ["exact patch, noising", node.noising, "fall of the metric"],
         ["exact patch, denoising", node.denoising, "rise of the metric"], ["activation", node.activation],
       ].filter(([, value]) => value !== undefined && value !== null);
       return [
@@ -175,7 +175,7 @@
     }
 
     // ---------- the page ----------
-    const missing = size.missing > 0 && ` The weakest ${size.missing} edges of the circuit are not drawn.`;
+    const missing = size.missing > 0 && ` The weakest ${size.missing} edges${block.curves.length ? " of the circuit" : ""} are not drawn.`;
     root.append(
       make("h2", { dir: "auto" }, block.title),
       make("dl", { class: "circuit-facts" }, block.facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", { dir: "auto" }, value)))),

@@ -26,7 +26,7 @@
       },
       make("title", {}, about ? `${node.name}, ${about}` : node.name),
       make("rect", { x: node.x - w / 2, y: node.y - h / 2, width: w, height: h, rx: 7 }),
-      make("text", { x: node.x, y: node.y }, short(node.text, 9)),
+      make("text", { x: node.x, y: node.y }, short(node.text, 7)),
       node.class && make("text", { class: "class", x: node.x, y: node.y + h / 2 + 7 }, short(node.class, 16)));
     });
     over.append(...boxes);
