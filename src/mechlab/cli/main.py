@@ -51,7 +51,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "graph",
         "the attribution graph of a prompt, for circuit-tracer's and Neuronpedia's viewers",
     ),
-    "circuit show": ("mechlab.cli.circuit", "show", "a circuit as text, SVG, HTML or JSON"),
+    "circuit show": ("mechlab.cli.circuit", "show", "a circuit as text, SVG, HTML, PNG, PDF or JSON"),
     "circuit compare": ("mechlab.cli.circuit_eval", "compare", "what two circuits share"),
     "circuit patch": (
         "mechlab.cli.circuit_patch",
