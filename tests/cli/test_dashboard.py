@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import mechlab as ml
 from mechlab.activations.store import open_store
 from mechlab.artifacts import open_artifact
 from mechlab.cli.main import main
@@ -91,6 +92,16 @@ def test_a_run_becomes_a_site(done: Path, tmp_path: Path, capsys: pytest.Capture
     assert (out / "index.html").stat().st_mtime_ns == before
     assert {**made, "seconds": 0} == {**again, "seconds": 0}
     assert "made with another settings" in refused(capsys, "build", done, "--out", out)
+
+
+def test_from_python_it_is_the_same_site(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = ml.dashboard(done, tmp_path / "python", steer=1, documents=2, model=False, limit=10**9)
+    words = ["--steer", 1, "--documents", 2, "--without-model", "--limit", 1000]
+    made = payload(capsys, "build", done, "--out", tmp_path / "command", *words)
+    assert written.path.read_bytes() == (tmp_path / "command" / "index.html").read_bytes()
+    assert (written.bytes, written.n_files, written.single) == (made["bytes"], made["files"], made["single"])
 
 
 def test_single_artifacts_show_the_same_features(

@@ -98,7 +98,7 @@ class Findings:
 
 def dashboard(
     run: Path | str,
-    out: Path | str | None = None,
+    out: Path | str,
     *,
     limit: int = LIMIT,
     steer: int = STEER,
@@ -111,7 +111,7 @@ def dashboard(
 
     Args:
         run: directory of a finished run.
-        out: directory of the site; ``RUN/dashboard`` by default.
+        out: directory of the site.
         limit: bytes up to which the site is one file.
         steer: so many features get steering samples.
         documents: so many can be read token by token.
@@ -120,9 +120,7 @@ def dashboard(
     Raises MechlabError when there is no finished run, or ``out`` holds something else.
     """
     site = site_of_run(Path(run), steer=steer, documents=documents, model=model, progress=progress)
-    return write_site(
-        site, Path(run) / "dashboard" if out is None else Path(out), limit=limit, overwrite=overwrite
-    )
+    return write_site(site, Path(out), limit=limit, overwrite=overwrite)
 
 
 def site_of_run(
