@@ -16,11 +16,12 @@ from dashboards.conftest import HOSTILE
 from features.exchanged import random_index
 from features.scored_features import KINDS, halves, true_rules
 from mechlab.artifacts import open_artifact
+from mechlab.dashboards.block_values import short
 from mechlab.dashboards.feature_blocks import CHUNK, feature_blocks
 from mechlab.dashboards.feature_contexts import NEAR, OF_EACH, QUANTILES, RADIUS, RANDOM, TOP
 from mechlab.dashboards.feature_judged import DrillDown, balanced
 from mechlab.dashboards.feature_material import gather_material
-from mechlab.dashboards.feature_record import NEVER, short
+from mechlab.dashboards.feature_record import NEVER
 from mechlab.dashboards.site import script_json
 from mechlab.errors import MechlabError
 from mechlab.features.building import load_index

@@ -48,6 +48,8 @@ class BuildConfig(Settings):
     """The model of single artifacts; by default that of the index."""
     without_model: bool = False
     """Load no model: no effects on logits, steering samples, next tokens or attention patterns."""
+    trust_remote_code: bool = False
+    """Let the model's own code run, whatever the run says."""
     steer: int | None = None
     """Features that get steering samples, the most active ones; 64 by default."""
     documents: int | None = None
@@ -98,7 +100,9 @@ def build(words: list[str], program: str) -> Outcome:
         found = (
             _parts(config, parts)
             if config.run is None
-            else read_run(config.run, model=not config.without_model)
+            else read_run(
+                config.run, model=not config.without_model, trust_remote_code=config.trust_remote_code
+            )
         )
         site = site_of(
             found,

@@ -8,9 +8,12 @@ from typing import Any
 from mechlab.scores import Score
 
 
-def short(value: float | None) -> float | None:
-    """Four significant digits; None when there is none, or it is not finite."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+def short(value: float | int | None, digits: int = 4) -> float | int | None:
+    """A number with few significant digits; None when there is none, or it is not finite."""
+    if value is None or not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.{digits}g}")
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 def score_value(score: Score, name: str | None = None, note: str = "") -> dict[str, Any]:

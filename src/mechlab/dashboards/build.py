@@ -104,6 +104,7 @@ def dashboard(
     steer: int = STEER,
     documents: int = DOCUMENTS,
     model: bool = True,
+    trust_remote_code: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Written:
@@ -116,10 +117,14 @@ def dashboard(
         steer: so many features get steering samples.
         documents: so many can be read token by token.
         model: load the run's model, for what needs one.
+        trust_remote_code: let the model's own code run; a run that somebody else made cannot ask for it.
 
     Raises MechlabError when there is no finished run, or ``out`` holds something else.
     """
-    site = site_of_run(Path(run), steer=steer, documents=documents, model=model, progress=progress)
+    site = site_of_run(
+        Path(run), steer=steer, documents=documents, model=model, trust_remote_code=trust_remote_code,
+        progress=progress,
+    )  # fmt: skip
     return write_site(site, Path(out), limit=limit, overwrite=overwrite)
 
 
@@ -129,10 +134,12 @@ def site_of_run(
     steer: int = STEER,
     documents: int = DOCUMENTS,
     model: bool = True,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Site:
     """The site of a finished run; arguments as for ``dashboard``."""
-    return site_of(read_run(path, model=model), steer=steer, documents=documents, progress=progress)
+    found = read_run(path, model=model, trust_remote_code=trust_remote_code)
+    return site_of(found, steer=steer, documents=documents, progress=progress)
 
 
 def site_of(
@@ -209,11 +216,12 @@ def _drill(found: Findings) -> DrillDown | None:
     return DrillDown.from_settings(found.held, found.explanations, found.scores, settings)
 
 
-def read_run(path: Path, *, model: bool = True) -> Findings:
+def read_run(path: Path, *, model: bool = True, trust_remote_code: bool = False) -> Findings:
     """What a finished run left in its directory.
 
     Args:
         model: load the run's model too.
+        trust_remote_code: let the model's own code run; a run that somebody else made cannot ask for it.
 
     Raises MechlabError when the run is not finished or damaged, or its model is not what it was.
     """
@@ -222,8 +230,12 @@ def read_run(path: Path, *, model: bool = True) -> Findings:
     summary = json.loads(run.file("summary.json").read_text(encoding="utf-8"))
     subject = None
     if model:
-        names = ("dtype", "revision", "trust_remote_code")
-        subject = load_model(config["model"], **{name: config[name] for name in names})
+        subject = load_model(
+            config["model"],
+            dtype=config["dtype"],
+            revision=config["revision"],
+            trust_remote_code=trust_remote_code,
+        )
         if subject.fingerprint != inputs.get("model"):
             raise MechlabError("model is not that of the run", config["model"], "build without the model")
     evaluation = None

@@ -166,7 +166,7 @@ def _peaks(index: FeatureIndex) -> list[list[str]]:
 
 def _together(
     left: FeatureIndex | None, right: FeatureIndex | None, pairs: list[tuple[int, int]]
-) -> list[float | None] | None:
+) -> list[float | int | None] | None:
     """Jaccard index of the tokens on which the two of a pair are active; None where texts differ."""
     if left is None or right is None or not _same_text(left, right):
         return None

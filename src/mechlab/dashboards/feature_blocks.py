@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from mechlab.dashboards.block_values import short
 from mechlab.dashboards.feature_contexts import choose_contexts, strongest
 from mechlab.dashboards.feature_material import FeatureMaterial
-from mechlab.dashboards.feature_record import Recorder, Strings, short
+from mechlab.dashboards.feature_record import Recorder, Strings
 from mechlab.features.contexts import context_at
 from mechlab.features.text import Text
 from mechlab.sae.metrics.geometry import DENSE

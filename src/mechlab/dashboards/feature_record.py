@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from mechlab.dashboards.block_values import short
 from mechlab.dashboards.feature_contexts import Chosen
 from mechlab.dashboards.feature_judged import Judged
 from mechlab.dashboards.feature_material import FeatureMaterial
@@ -251,14 +251,6 @@ def score_record(scored: Scored) -> dict[str, Any]:
         "negative": scored.n_negative,
         "failed": scored.failed,
     }
-
-
-def short(value: float | int | None, digits: int = 4) -> float | int | None:
-    """A number with few significant digits; None for what is no number."""
-    if value is None or not math.isfinite(value):
-        return None
-    rounded = float(f"{value:.{digits}g}")
-    return int(rounded) if rounded.is_integer() else rounded
 
 
 def _interval(score: Score) -> dict[str, Any]:

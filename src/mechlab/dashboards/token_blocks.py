@@ -223,5 +223,5 @@ def _words(text: Text, document: _Document) -> str:
     return text.vocabulary.string(text.tokens[document.start : min(document.start + _WORDS, document.stop)])
 
 
-def _shorts(values: Float32[np.ndarray, "value"]) -> list[float | None]:
+def _shorts(values: Float32[np.ndarray, "value"]) -> list[float | int | None]:
     return [short(value) for value in values.tolist()]

@@ -126,7 +126,9 @@ def run(config: RunConfig | None = None, *, progress: Progress | None = None, **
         assert writer.finished is not None
         done = Run(config.out, json.loads(writer.finished.file(SUMMARY).read_text()))
     if not exists(config.out / PAGE):  # of a run from before there were such pages, or taken away
-        site = site_of_run(config.out, steer=STEER, documents=DOCUMENTS)
+        site = site_of_run(
+            config.out, steer=STEER, documents=DOCUMENTS, trust_remote_code=config.trust_remote_code
+        )
         write_site(site, config.out / PAGE, overwrite=True)
     return done
 
