@@ -31,7 +31,8 @@ def test_figures_are_those_of_the_site(tmp_path: Path) -> None:
     built, browser = found["build"], found["browser"]
     assert built["features"] == 128
     assert built["bytes"] == (tmp_path / "site" / "index.html").stat().st_size
-    assert built["bytes_per_feature"] == built["bytes"] / 128
+    # The rest is the page itself: its scripts, styles and texts.
+    assert 0.2 * built["bytes"] < 128 * built["bytes_per_feature"] < built["bytes"]
     assert built["features_per_minute"] == pytest.approx(60 * 128 / built["seconds"])
     if browser is None:
         pytest.skip("playwright or a Chromium is not there")
