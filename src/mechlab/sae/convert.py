@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from mechlab.artifacts import MANIFEST, Artifact, writing
+from mechlab.artifacts import MANIFEST, Artifact, open_artifact, writing
 from mechlab.errors import MechlabError, near
 from mechlab.files import file_sha256, fingerprint, write_atomic
 from mechlab.models.subject import Subject
@@ -45,6 +45,7 @@ _FOLDERS: dict[str, tuple[tuple[str, ...], Callable[[Path, Named], Found]]] = {
 _UNNAMED = Named()
 FORMATS = ("mechlab", *_FOLDERS, "openai", "sae_lens")
 EXPORT = "saelens"
+_EXPORTED = "export"
 
 
 def convert(
@@ -131,7 +132,7 @@ def export(
         "target": found.target,
     }
     inputs = {"source": _source_fingerprint(found)}
-    with writing(out, "export", config=asked, seed=0, inputs=inputs, overwrite=overwrite) as writer:
+    with writing(out, _EXPORTED, config=asked, seed=0, inputs=inputs, overwrite=overwrite) as writer:
         if writer.finished is None:
             write_atomic(writer.work / saelens.WEIGHTS, save(tensors))
             write_atomic(writer.work / saelens.CONFIG, json.dumps(config, indent=1))
@@ -164,7 +165,8 @@ def _detect(path: Path) -> str:
     if path.is_file():
         return "openai"
     there = sorted(each.name for each in path.iterdir())
-    if MANIFEST in there:
+    # What ``export`` wrote is an artifact too, and holds SAELens' files.
+    if MANIFEST in there and open_artifact(path, whole=False).manifest.kind != _EXPORTED:
         return "mechlab"
     # By the weights: configs of several formats have the same name.
     for format, (names, _) in _FOLDERS.items():

@@ -218,6 +218,14 @@ def test_export_opens_in_sae_lens(tmp_path: Path) -> None:
         compare(dictionary.sae, theirs.encode(x), theirs(x), x)
 
 
+def test_what_was_exported_is_read_again(tmp_path: Path) -> None:
+    dictionary = convert(made(tmp_path / "theirs", model_name="tiny"), tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "exported")
+    again = convert(tmp_path / "exported", tmp_path / "again")
+    for name, weight in dictionary.sae.state_dict().items():
+        assert torch.equal(again.sae.state_dict()[name], weight)
+
+
 def test_what_sae_lens_cannot_hold_is_not_exported(tmp_path: Path) -> None:
     sae = random_sae("topk", "blocks.1.hook_mlp_out")
     source = write(tmp_path / "s", *to_saelens(sae, (SITE,), ("blocks.1.hook_mlp_out",)))
