@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
 from snippets import blocks_of
 
 pytestmark = [pytest.mark.docs, pytest.mark.timeout(3600)]
+ROOT = Path(__file__).resolve().parent.parent
 SNIPPETS = Path(__file__).parent / "snippets.py"
 PAGES = [
     page

@@ -25,6 +25,7 @@ def test_everything_live_is_explained_and_scored(tmp_path: Path) -> None:
     assert said_of(index) == (explanations, scores)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_figures_are_those_of_the_site(tmp_path: Path) -> None:
     found = measure(SIZES, tmp_path, repeats=1, peers=False)

@@ -128,6 +128,7 @@ def test_numbers_of_entries() -> None:
         parse_grown("100,19", 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_small_run(tmp_path: Path, rules: int) -> None:
     words = (

@@ -30,6 +30,7 @@ def test_our_step_equals_the_reference_step(tmp_path: Path, search: str) -> None
     assert ours.fve(problem.held_out) > before + 0.05
 
 
+@pytest.mark.slow
 def test_steps_are_compared_with_the_floor_and_a_peer(tmp_path: Path) -> None:
     found = compare_steps(SHAPE, tmp_path, repeats=2, dead_share=0.1, device=CPU, peers=("sae-lens",))
     assert found["missing"] == []
@@ -65,6 +66,7 @@ def test_widths_and_rows_are_looked_at_before_anything_is_measured() -> None:
         sae(["--pass-tokens", "-5"], "mechlab bench sae")
 
 
+@pytest.mark.slow
 def test_the_command_prints_goals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "bench sae --shape d16-F64-B32-k2 --small d8-F32-B32-k2 --steps 5 --repeats 1 --widths 64,128 "

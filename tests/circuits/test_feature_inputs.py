@@ -80,6 +80,7 @@ def fable() -> Subject:
     return mechlab.load_model("fable", device="cpu")
 
 
+@pytest.mark.slow
 def test_a_dictionary_of_another_model_is_refused_by_name(fable: Subject, tmp_path: Path) -> None:
     pairs = {"sae": (SITES[0], ""), "transcoder": ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")}
     configs = {

@@ -218,6 +218,7 @@ def test_overwrite_remakes_the_run(
     )
 
 
+@pytest.mark.slow
 def test_a_killed_overwrite_is_not_mistaken_for_the_old_run(
     tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:

@@ -174,6 +174,7 @@ def test_interrupted_training_ends_with_the_same_bytes(
     assert all(torch.equal(p, before[name]) for name, p in subject.module.named_parameters())
 
 
+@pytest.mark.slow
 def test_finetuning_a_dictionary_of_fable_brings_the_predictions_nearer(tmp_path: Path) -> None:
     subject, corpus = load_model("fable"), open_corpus("fable")
     site = "blocks.2.hook_resid_post"
