@@ -112,7 +112,8 @@ def browsed(page: Path, *, repeats: int, progress: Progress | None = None) -> di
             tab.locator("main tbody tr td a").first.wait_for()
             while (shown := tab.evaluate("window.shown")) is None:
                 tab.wait_for_timeout(5)
-            times = {query: tab.evaluate(_FILTER, query) for query in QUERIES}
+            shown = float(shown)  # a whole number of milliseconds comes out of the browser as an int
+            times = {query: float(tab.evaluate(_FILTER, query)) for query in QUERIES}
             tab.close()
             if done:  # the first one warms up
                 first.append(shown)
