@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_sae import ARRANGEMENTS, bias, centred, check_against, encoder, small, step
@@ -75,24 +77,27 @@ def test_fewer_positive_than_wanted() -> None:
     torch.testing.assert_close(scatter(sae.select(sae.centre(x), step()), 30), pre.relu())
 
 
-def test_threshold_is_the_running_mean_of_the_smallest_kept() -> None:
+@pytest.mark.parametrize(("steps", "rate"), [(20_000, 0.01), (100, 0.1), (4, 1.0)])
+def test_threshold_is_the_running_mean_of_the_smallest_kept(steps: int, rate: float) -> None:
+    """A short training forgets its first steps faster: see the test of what is active in use."""
     sae, x, _ = small("batchtopk", k=3)
+    at = replace(step(), steps=steps)
     assert isinstance(sae, BatchTopK)
     smallest = []
     for rows in (x[:5], x[5:], x[2:9]):
         codes = selected(sae, rows)
         smallest.append(float(codes[codes > 0].min().detach()))
-        sae.loss(rows, rows, step())
+        sae.loss(rows, rows, at)
     want = smallest[0]
     for value in smallest[1:]:
-        want = 0.99 * want + 0.01 * value
+        want = (1 - rate) * want + rate * value
     assert float(sae.threshold) == pytest.approx(want)
     assert float(sae.lowest) == pytest.approx(smallest[-1])
     assert {"threshold", "lowest"} <= set(sae.state_dict())
     # A batch without any active latent says nothing of the threshold.
     with torch.no_grad():
         sae.b_enc.fill_(-100.0)
-    sae.loss(x, x, step())
+    sae.loss(x, x, at)
     assert float(sae.threshold) == pytest.approx(want)
 
 

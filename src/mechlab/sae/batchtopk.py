@@ -22,8 +22,10 @@ from mechlab.sae.topk import TopKConfig
 from mechlab_kernels.autograd import selected_pre_activations
 from mechlab_kernels.encode import encode_above
 
-# Rate of the threshold's running mean, as in SAELens.
+# Rate of the threshold's running mean, as in SAELens; a training of few steps forgets faster, or the mean
+# would still be that of its first steps at its end, and more or fewer than k latents active in use.
 _RATE = 0.01
+_MEMORIES = 10
 # Candidates are what exceeds this share of the last step's smallest value kept.
 _MARGIN = 0.9
 
@@ -84,7 +86,7 @@ class BatchTopK(Sae):
         """Squared error over total variance, plus AuxK."""
         centred = self.centre(x)
         codes = self.select(centred, step)
-        self.watch(codes)
+        self.watch(codes, step)
         made = self.decode(codes, x)
         error = y - made
         squared = error.pow(2).sum(-1).mean() / step.variance
@@ -93,12 +95,13 @@ class BatchTopK(Sae):
         return StepLoss(squared + auxiliary, squared.detach(), l0, fired, made=made, penalty=auxiliary)
 
     @torch.no_grad()
-    def watch(self, codes: Codes) -> None:
+    def watch(self, codes: Codes, step: Step) -> None:
         """Take note of the smallest value kept; nothing changes when none is."""
+        rate = min(1.0, max(_RATE, _MEMORIES / step.steps))
         values = codes.values.detach().double()
         smallest = values.masked_fill(values <= 0, torch.inf).amin()
         seen = smallest.isfinite()
-        mean = torch.where(self.threshold > 0, self.threshold + _RATE * (smallest - self.threshold), smallest)
+        mean = torch.where(self.threshold > 0, self.threshold + rate * (smallest - self.threshold), smallest)
         self.threshold.copy_(torch.where(seen, mean, self.threshold))
         self.lowest.copy_(torch.where(seen, smallest, self.lowest))
 

@@ -63,7 +63,7 @@ class Matryoshka(BatchTopK):
         """Mean squared error of the nested dictionaries over total variance, plus AuxK."""
         centred = self.centre(x)
         codes = self.select(centred, step)
-        self.watch(codes)
+        self.watch(codes, step)
         ends = self.config.prefixes
         sizes = [end - start for start, end in pairwise((0, *ends))]
         error = y - self.add_bias(torch.zeros_like(y), x)
