@@ -182,8 +182,12 @@ def policy(code: str) -> str:
 
 
 def script() -> str:
-    """The script of every page: the shell, and the views."""
-    return _joined("js")
+    """The script of every page: the shell, and the views; without comment lines and indentation.
+
+    Lines are cut as they stand, so no string or template of the client may go over the end of a line.
+    """
+    lines = map(str.strip, _joined("js").splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
 
 
 def style() -> str:
