@@ -49,7 +49,7 @@ def _blocks() -> Iterator[tuple[str, Any]]:
         },
     )
     for chunk in range(2):
-        top = {"d": 0, "c": 1, "t": [0, 1, 2], "a": [[1, 1.0]], "start": 0}
+        top = {"d": 0, "c": 1, "t": [0, 1, 2], "a": [[1, 1.0]], "at": 1}
         features = {str(n): {"contexts": {"top": [top]}} for n in numbers if n // 64 == chunk}
         yield f"features-{chunk}", {"strings": [" The", " cat", " ran"], "features": features}
 

@@ -69,16 +69,17 @@ def naive(index: FeatureIndex, feature: int, context) -> list[tuple[str, float, 
 
 
 def rows_of(index: FeatureIndex, context: dict, strings: list[str]) -> slice:
-    """The rows that a context claims to be from, checked by what they say."""
-    start = int(np.flatnonzero(index.text.document == context["d"])[0]) + context["start"]
+    """The rows that a context claims to be from, checked by what they say; "at" is a token in its centre."""
+    row = int(np.flatnonzero(index.text.document == context["d"])[0]) + context["at"]
     wanted = [strings[number] for number in context["t"]]
-    for stop in range(start + 1, start + 60):
-        said = [
-            piece.text or f"<{24}>" for piece in index.text.vocabulary.pieces(index.text.tokens[start:stop])
-        ]
-        if said == wanted:
-            return slice(start, stop)
-    raise AssertionError((wanted, start))
+    for start in range(row, max(-1, row - 60), -1):
+        for stop in range(row + 1, start + 60):
+            pieces = index.text.vocabulary.pieces(index.text.tokens[start:stop])
+            if [piece.text or f"<{24}>" for piece in pieces] == wanted:
+                centre = pieces[context["c"]]
+                if centre.start <= row - start < centre.stop:
+                    return slice(start, stop)
+    raise AssertionError((wanted, row))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -113,6 +114,9 @@ def test_records_are_what_each_feature_gives_by_itself(seed: int) -> None:
             rows = rows_of(index, each, strings)
             assert dict(map(tuple, each["a"]))[each["c"]] > 0
             assert {short(float(v), 3) for v in dense[rows][dense[rows] > 0]} >= {v for _, v in each["a"]}
+        for each in contexts["top"]:
+            first = int(np.flatnonzero(index.text.document == each["d"])[0])
+            assert short(float(dense[first + each["at"]]), 3) == dict(map(tuple, each["a"]))[each["c"]]
         assert 0 < len(contexts["random"]) <= RANDOM
 
 

@@ -117,4 +117,4 @@ def test_the_page_has_counts_and_windows() -> None:
         for row in record["judged"]:
             assert len(row["t"]) == 32
             assert bool(row["a"]) == row["label"]
-            assert "start" not in row  # it is no place in the text of the page
+            assert "at" not in row  # it is no place in the text of the page

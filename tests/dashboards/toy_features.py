@@ -16,7 +16,7 @@ def context(document: int, centre: int = 7, strength: float = 1.0, **more: Any) 
     """Twenty-five tokens, of which the centre and the one after it are active."""
     tokens = [n % len(WORDS) for n in range(25)]
     active = [[centre, 4 * strength], [centre + 1, strength]] if strength else []
-    return {"d": document, "c": centre, "t": tokens, "a": active, "start": 100, **more}
+    return {"d": document, "c": centre, "t": tokens, "a": active, "at": 100 + centre, **more}
 
 
 def score(name: str, value: float) -> dict[str, Any]:

@@ -183,7 +183,8 @@ class Recorder:
 
         def shown(context: Context) -> dict[str, Any]:
             found = context_record(index, feature, context, strings)
-            return {**found, "start": context.start - self._first_row[context.document]}
+            # Where its centre stands in the document, in tokens: what is shown may join several of them.
+            return {**found, "at": context.start + context.centre - self._first_row[context.document]}
 
         groups = {
             "top": [shown(context) for context in chosen.top],

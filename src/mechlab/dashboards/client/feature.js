@@ -144,10 +144,10 @@
     ];
   }
 
-  function contextRow({ strings, max, query, number, list, stored }, { d, c, t, a, of, start }, mark) {
+  function contextRow({ strings, max, query, number, list, stored }, { d, c, t, a, of, at }, mark) {
     let full = query.has("full");
     const peak = new Map(a).get(c) ?? 0, text = make("div");
-    const source = stored.has(d) && start !== undefined ? make("a", { href: mechlab.link(["tokens", d], { at: start + c, feature: number }) }, `doc ${d}`) : `doc ${d}`;
+    const source = stored.has(d) && at !== undefined ? make("a", { href: mechlab.link(["tokens", d], { at, feature: number }) }, `doc ${d}`) : `doc ${d}`;
     const more = make("button", { type: "button", onclick: () => {
       full = !full;
       draw();
