@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -35,18 +37,47 @@ def continuations(
     Raises MechlabError for a model that is not causal, prompts that leave no room for the new
     tokens, and sampling without a generator.
     """
+    _require_room(subject, tokens.shape[1] + count)
+    written = next_tokens(subject, tokens, temperature=temperature, generator=generator)
+    return torch.cat([tokens[:, :0].cpu(), *(new[:, None] for new in islice(written, count))], dim=1)
+
+
+@torch.no_grad()
+def next_tokens(
+    subject: Subject,
+    tokens: Int[Tensor, "text pos"],
+    *,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[Int[Tensor, "text"]]:
+    """What ``continuations`` is made of, token by token and without end, for a caller that may stop.
+
+    Each token costs a forward of one position where the model can keep keys and values, so an edit
+    that stays open must be the same for every position it is given (``editing`` with positions is).
+    Arguments and errors as for ``continuations``.
+    """
     _require_causal(subject)
     if temperature > 0 and generator is None:
         raise MechlabError("sampling needs a generator", temperature, "pass generator=, or temperature=0.0")
-    _require_room(subject, tokens.shape[1] + count)
-    found = tokens.to(subject.device)
-    for _ in range(count):
-        logits = subject.logits(found)[:, -1].float().cpu()
+    keeps = "past_key_values" in inspect.signature(subject.module.forward).parameters
+    seen = new = tokens.to(subject.device)
+    past = None
+    while True:
+        _require_room(subject, seen.shape[1] + 1)
+        if keeps:
+            # Nothing is padded. Unless told so, transformers suspects it where a padding token is written.
+            told = subject.module(
+                new, attention_mask=torch.ones_like(seen), past_key_values=past, use_cache=True
+            )
+            past, logits = told.past_key_values, told.logits[:, -1].float().cpu()
+        else:
+            logits = subject.logits(seen)[:, -1].float().cpu()
         if temperature > 0:
             draw = torch.rand(logits.shape, generator=generator).clamp_min(1e-20)
             logits = logits / temperature - torch.log(-torch.log(draw))
-        found = torch.cat([found, logits.argmax(-1, keepdim=True).to(found)], dim=1)
-    return found[:, tokens.shape[1] :].cpu()
+        new = logits.argmax(-1, keepdim=True).to(seen)
+        seen = torch.cat([seen, new], dim=1)
+        yield new[:, 0].cpu()
 
 
 @torch.no_grad()
