@@ -103,7 +103,7 @@ def test_show(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for name in ("c.svg", "c.html", "c.json"):
         assert said(capsys, "circuit", "show", found, "--out", tmp_path / name)["n_edges"] == circuit.n_edges
     ElementTree.parse(tmp_path / "c.svg")
-    assert "<svg" in (tmp_path / "c.html").read_text()
+    assert 'id="b-circuit"' in (tmp_path / "c.html").read_text()
     assert len(json.loads((tmp_path / "c.json").read_text())["edges"]) == circuit.n_edges
     assert "use .svg, .html, .json, .png or .pdf" in refused(
         capsys, "circuit", "show", found, "--out", "c.gif"

@@ -6,7 +6,7 @@ import pytest
 
 from dashboards.circuit_parts import feature_graph, prompts
 from dashboards.conftest import HOSTILE
-from mechlab.dashboards.graph_page import graph_page
+from mechlab.dashboards.circuit_page import graph_page
 
 pytestmark = pytest.mark.browser
 

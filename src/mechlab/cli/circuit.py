@@ -172,7 +172,8 @@ def show(words: list[str], program: str) -> Outcome:
     config = parse(CircuitShowConfig, words, program)
 
     from mechlab.circuits.circuit import Circuit, node_classes
-    from mechlab.dashboards.circuit_page import circuit_page, circuit_svg
+    from mechlab.dashboards.circuit_page import circuit_page
+    from mechlab.dashboards.circuit_svg import circuit_svg
     from mechlab.dashboards.figures import save_figure
 
     found = Circuit.load(config.circuit)

@@ -58,7 +58,7 @@ def graph(words: list[str], program: str) -> Outcome:
     from mechlab.circuits.features.circuit_tracer import write_circuit_tracer_graph
     from mechlab.circuits.features.influence import graph_scores, prune
     from mechlab.circuits.features.replacement import replacement_model
-    from mechlab.dashboards.graph_page import graph_page
+    from mechlab.dashboards.circuit_page import graph_page
     from mechlab.models.subject import load_model
     from mechlab.sae.dictionary import load_sae
 

@@ -18,7 +18,7 @@ from mechlab.circuits.features.graph import FeatureGraph
 from mechlab.circuits.search.found import joining_sizes
 from mechlab.dashboards.block_values import score_value, short
 from mechlab.dashboards.circuit_heads import node_panels
-from mechlab.dashboards.drawing import SHOWN, CircuitRecord, Drawing, Place, draw
+from mechlab.dashboards.drawing import SHOWN, Drawing, Place, draw
 from mechlab.data.tasks import Task
 from mechlab.models.subject import Subject
 
@@ -42,10 +42,7 @@ def circuit_block(
     Raises MechlabError for a model without a decomposed forward.
     """
     edges = _edges(circuit)
-    record = CircuitRecord(
-        circuit.task, circuit.method, circuit.n_edges, edges=tuple(each[:3] for each in edges)
-    )
-    drawing = draw(record, most=len(edges))
+    drawing = draw([each[:3] for each in edges], most=len(edges))
     named = node_classes(circuit) if classes is None else classes
     nodes: dict[str, dict[str, Any]] = {name: {"class": said} for name, said in named.items()}
     for effect in circuit.heads.effects:
@@ -105,7 +102,7 @@ def graph_block(
     """
     edges = sorted(graph.edges(), key=lambda edge: -abs(edge.score or 0.0))
     triples = [(edge.source, edge.reader, edge.score or 0.0) for edge in edges]
-    drawing = draw(CircuitRecord("", "", len(edges), edges=tuple(triples)), _places(graph, subject))
+    drawing = draw(triples, _places(graph, subject))
     nodes: dict[str, dict[str, Any]] = {}
     for node in graph.nodes:
         known = {"attribution": short(node.score), "activation": short(node.value)}

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mechlab.circuits.circuit import Circuit
-from mechlab.dashboards.circuit_page import circuit_record
-from mechlab.dashboards.drawing import draw
+from mechlab.dashboards.circuit_svg import draw_circuit
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -24,9 +23,9 @@ def circuit_figure(circuit: Circuit, classes: Mapping[str, str] | None = None) -
     """
     from plotly import graph_objects as go
 
-    drawing = draw(circuit_record(circuit))
+    drawing = draw_circuit(circuit)
     known = circuit.classes if classes is None else classes
-    nodes = {node.name: node for node in drawing.nodes if node.used}
+    nodes = {node.name: node for node in drawing.nodes}
     figure = go.Figure()
     for positive, colour, dash in _SIGNS:
         for edge in drawing.edges:

@@ -10,7 +10,7 @@ from mechlab.circuits.compare import compare
 from mechlab.dashboards.block_values import score_value, short
 from mechlab.dashboards.circuit_block import drawn_edges
 from mechlab.dashboards.compare_dictionaries import compare_dictionaries
-from mechlab.dashboards.drawing import SHOWN, CircuitRecord, draw
+from mechlab.dashboards.drawing import SHOWN, draw
 from mechlab.errors import MechlabError
 from mechlab.features.explanations import Explanations
 from mechlab.features.index import FeatureIndex
@@ -86,7 +86,7 @@ def _circuits(left: Circuit, right: Circuit, seed: int) -> dict[str, Any]:
         edges.append((*ends, max(shares, key=abs)))
         kind = _BOTH if all(have) else _LEFT if have[0] else _RIGHT
         rows[ends] = {"kind": kind, "left": short(values[0]), "right": short(values[1])}
-    drawing = draw(CircuitRecord(left.task, left.method, len(edges), edges=tuple(edges)))
+    drawing = draw(edges)
     classes = [node_classes(circuit) for circuit in sides]
     named = {
         node.name: " / ".join(dict.fromkeys(each[node.name] for each in classes if node.name in each))

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-
-from mechlab.scores import Score
 
 SHOWN = 400
 """Most edges drawn, the strongest first; the page says when there are more."""
@@ -27,43 +25,13 @@ _HEAD, _MLP = re.compile(r"a(\d+)\.h(\d+)"), re.compile(r"m(\d+)")
 
 
 @dataclass(frozen=True)
-class HeadRecord:
-    """One head: what attribution estimates, and what patching it measures (None: not patched)."""
-
-    name: str
-    attribution: float
-    exact: float | None
-
-
-@dataclass(frozen=True)
-class CircuitRecord:
-    """A circuit and how well it does.
-
-    Attributes:
-        task, method: what it is for, and how it was found.
-        n_edges: size of the circuit.
-        faithfulness: None when not measured.
-        edges: (source, reader, score).
-        heads: the table beside the drawing.
-    """
-
-    task: str
-    method: str
-    n_edges: int
-    faithfulness: Score | None = None
-    edges: tuple[tuple[str, str, float], ...] = ()
-    heads: tuple[HeadRecord, ...] = ()
-
-
-@dataclass(frozen=True)
 class DrawnNode:
-    """A node: centre in pixels, text, and whether any edge touches it."""
+    """A node: centre in pixels, and text."""
 
     name: str
     text: str
     x: float
     y: float
-    used: bool
 
 
 @dataclass(frozen=True)
@@ -88,7 +56,6 @@ class Drawing:
         labels: text and height of every row.
         edges: weakest first, so that the strongest lie on top.
         omitted: edges too weak to be drawn.
-        heads: the table, largest effect first.
     """
 
     width: int
@@ -97,7 +64,6 @@ class Drawing:
     nodes: tuple[DrawnNode, ...]
     edges: tuple[DrawnEdge, ...]
     omitted: int
-    heads: tuple[HeadRecord, ...]
     node_width: int = _NODE[0]
     node_height: int = _NODE[1]
 
@@ -118,16 +84,21 @@ class Place:
     label: str
 
 
-def draw(circuit: CircuitRecord, places: Mapping[str, Place] | None = None, *, most: int = SHOWN) -> Drawing:
-    """Lay out a circuit: rows by depth, heads by number, stroke width by |score|.
+def draw(
+    given: Collection[tuple[str, str, float]],
+    places: Mapping[str, Place] | None = None,
+    *,
+    most: int = SHOWN,
+) -> Drawing:
+    """Lay out edges: rows by depth, heads by number, stroke width by |score|.
 
     Args:
+        given: (source, reader, score) of every edge.
         places: where every node belongs; by the names of heads and MLPs when None.
         most: edges drawn, the strongest.
     """
-    strongest = sorted(circuit.edges, key=lambda edge: -abs(edge[2]))[:most]
-    used = {name for source, reader, _ in strongest for name in (source, node_of(reader))}
-    names = used | {each.name for each in circuit.heads}
+    strongest = sorted(given, key=lambda edge: -abs(edge[2]))[:most]
+    names = {name for source, reader, _ in strongest for name in (source, node_of(reader))}
     here = {name: _place(name, names) if places is None else places[name] for name in sorted(names)}
     rows = sorted({place.row for place in here.values()})
     columns = 1 + max((place.column for place in here.values()), default=0)
@@ -141,7 +112,7 @@ def draw(circuit: CircuitRecord, places: Mapping[str, Place] | None = None, *, m
         # A row of one (an MLP, the input, the output) stands in the middle, unless it is a row of heads.
         middle = place.row in alone and not name.startswith("a")
         x = _MARGIN + column * (columns / 2 if middle else place.column + 0.5)
-        nodes[name] = DrawnNode(name, place.text, x, y, name in used)
+        nodes[name] = DrawnNode(name, place.text, x, y)
     top = max((abs(score) for *_, score in strongest if math.isfinite(score)), default=0.0) or 1.0
     edges = [
         _edge(source, reader, score, nodes[source], nodes[node_of(reader)], abs(score) / top)
@@ -149,17 +120,13 @@ def draw(circuit: CircuitRecord, places: Mapping[str, Place] | None = None, *, m
     ]
     beside = {place.row: place.label for place in here.values()}
     labels = tuple((beside[row], height - 6 - _ROW * (i + 0.5)) for i, row in enumerate(rows))
-    heads = sorted(
-        circuit.heads, key=lambda head: -abs(head.attribution if head.exact is None else head.exact)
-    )
     return Drawing(
         width=width,
         height=height,
         labels=labels,
         nodes=tuple(nodes.values()),
         edges=tuple(edges),
-        omitted=len(circuit.edges) - len(strongest),
-        heads=tuple(heads),
+        omitted=len(given) - len(strongest),
     )
 
 

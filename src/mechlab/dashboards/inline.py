@@ -21,7 +21,7 @@ from typing import Any
 from mechlab.artifacts import exists
 from mechlab.circuits.circuit import Circuit, node_classes
 from mechlab.dashboards.build import RUN, read_run
-from mechlab.dashboards.circuit_page import circuit_svg
+from mechlab.dashboards.circuit_svg import circuit_svg
 from mechlab.dashboards.figures import save_figure
 from mechlab.dashboards.run_block import run_block
 from mechlab.dashboards.site import INDEX
