@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import mechlab as ml
 from mechlab.activations.store import open_store
 from mechlab.artifacts import open_artifact
+from mechlab.circuits.features.circuit_tracer import write_circuit_tracer_graph
+from mechlab.circuits.features.graph import FeatureGraph, FeatureNode
 from mechlab.cli.main import main
 from mechlab.features.notes import add_note
 from mechlab.sae.dictionary import train_sae
@@ -194,3 +197,39 @@ def test_two_dictionaries_are_compared(
     pages = [side["page"] for side in block["dictionaries"]["sides"]]
     assert (out / pages[0]).resolve() == (done / "dashboard" / "index.html").resolve()
     assert pages[1] is None
+
+
+def test_attribution_graphs_stand_beside_the_circuit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = ml.load_model("fable")
+    graphs = []
+    for name, words in (("a", "The cat"), ("b", "The dog")):
+        ids = subject.tokens(words).tolist()
+        nodes = [FeatureNode("embedding", "embed", -1, place, token) for place, token in enumerate(ids)]
+        nodes += [FeatureNode("feature", "blocks.1.hook_mlp_out", 1, 1, 7, value=2.0, score=0.5)]
+        nodes += [FeatureNode("logit", "logits", 4, len(ids) - 1, 9, score=1.0)]
+        last = len(nodes) - 1
+        sources, readers = torch.arange(last), torch.tensor([last - 1, last])
+        scores = torch.ones(last, 2)
+        scores[-1, 0] = 0  # the feature does not read itself
+        graphs.append(FeatureGraph(tuple(nodes), sources, readers, scores))
+        write_circuit_tracer_graph(graphs[-1], subject, tmp_path / f"{name}.json")
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    made = payload(capsys, "build", "--graph", *files, "--subject", "fable", "--out", tmp_path / "site")
+    assert made["views"] == ["circuit", "run"]
+    found = blocks(tmp_path / "site")
+    assert [name for name in found if name.startswith("circuit")] == ["circuits", "circuit", "circuit-1"]
+    for block, graph in zip((found["circuit"], found["circuit-1"]), graphs, strict=True):
+        assert len(block["edges"]["score"]) == int((graph.scores != 0).sum())
+    assert "The cat" in found["circuits"][0]
+    assert "The dog" in found["circuits"][1]
+    again = [files[0], files[0], "--out", tmp_path / "again"]
+    assert "two graphs of one prompt" in refused(capsys, "build", "--graph", *again)
+    files[0].write_text("{}")
+    assert "holds no attribution graph" in refused(
+        capsys, "build", "--graph", files[0], "--out", tmp_path / "x"
+    )
+    assert "made from another graph 0" in refused(
+        capsys, "build", "--graph", files[1], "--subject", "fable", "--out", tmp_path / "site"
+    )

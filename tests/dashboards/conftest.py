@@ -1,4 +1,4 @@
-"""A browser that is watched while it shows a site, and strings that try to break out of one."""
+"""A browser that is watched while it shows a site, strings that try to break out of one, a live server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 
+from dashboards.live_parts import live_of, site_at
+from dashboards.serve_client import running
+from mechlab.artifacts import Artifact
+from mechlab.dashboards.live import Live
+from mechlab.dashboards.serve import Server
 from mechlab.dashboards.site import LIMIT, Site, write_site
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -75,3 +80,22 @@ def visit_site(browser, tmp_path) -> Iterator[Any]:
     assert complaints == []
     foreign = [url for url in requests if not url.startswith((folder.as_uri() + "/", "data:", "about:blank"))]
     assert foreign == []
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Live:
+    """The bundled model with a dictionary of 96 features."""
+    return live_of(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A small site of as many features, in shards."""
+    return site_at(tmp_path_factory.mktemp("served") / "site")
+
+
+@pytest.fixture(scope="module")
+def server(live: Live, site: Artifact) -> Iterator[Server]:
+    """Both, served without a token."""
+    with running(live, site) as started:
+        yield started

@@ -224,3 +224,28 @@ def test_narrow_screen_does_not_scroll_sideways(circuit):
     drawn(tab)
     tab.set_viewport_size({"width": 400, "height": 800})
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_several_circuits_have_addresses_of_their_own(visit_site):
+    first = graph_block(feature_graph(), "One")
+    second = graph_block(feature_graph(), ALL)
+    blocks = [("circuits", ["One", ALL]), ("circuit", first), ("circuit-1", second)]
+    several = Site("Circuits", ("circuit",), FACTS, lambda: iter(blocks))
+    tab = visit_site(several, "#/circuit?edges=3", limit=0)
+    assert drawn(tab) == 3
+    links = tab.locator(".circuits a")
+    assert links.count() == 2
+    assert tab.locator(".circuits a[aria-current=page]").inner_text() == "One"
+    links.nth(1).click()
+    tab.wait_for_function(
+        "document.querySelector('.circuits a[aria-current=page]')?.href.endsWith('#/circuit/1')"
+    )
+    assert drawn(tab) == 6
+    tab.keyboard.press("[")
+    assert tab.url.endswith("#/circuit/1?edges=5")
+    tab.reload()
+    assert drawn(tab) == 5
+    assert tab.evaluate("window.hit") is None
+    assert violations(tab) == []
+    tab.goto(tab.url.partition("#")[0] + "#/circuit/7")
+    tab.wait_for_selector("#view [role=alert]")

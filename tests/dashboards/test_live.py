@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dashboards.live_parts import TEXT, codes_of, live_of, resid
+from dashboards.live_parts import TEXT, codes_of, resid
 from mechlab.activations.harvest import harvest
 from mechlab.dashboards.live import ActivationsRequest, Change, Live, SteerRequest
 from mechlab.data.corpus import open_corpus
@@ -27,11 +26,6 @@ TEXTS = (
     "red red red red red red",
     "Why? The dog ran to the town and the town was far away.",
 )
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory) -> Live:
-    return live_of(tmp_path_factory.getbasetemp())
 
 
 def strongest(live: Live, text: str = TEXT) -> int:
@@ -142,10 +136,19 @@ def test_bos_is_neither_edited_nor_counted(live):
     assert len(live.steer(SteerRequest(text="The cat", edits=(edit,)))["kl_pieces"]) == 2
 
 
-def test_a_deadline_ends_the_work_and_leaves_no_hooks(live):
-    asked = SteerRequest(text=TEXT, edits=(Change(feature=1, mode="ablate"),))
+@pytest.mark.parametrize("calls", [1, 5, 23, 30])
+def test_work_can_be_ended_and_leaves_no_hooks(live, calls):
+    """Before any change is open, and while one is."""
+    asked = SteerRequest(text=TEXT, edits=(Change(feature=1, mode="ablate"),), new_tokens=20)
+    left = iter(range(calls))
+
+    def check() -> None:
+        if next(left, None) is None:
+            raise TimeoutError
+
     with pytest.raises(TimeoutError):
-        live.steer(asked, time.monotonic() - 1)
+        live.steer(asked, check)
+    assert not [hook for module in live.subject.module.modules() for hook in module._forward_hooks]
     assert live.steer(SteerRequest(text=TEXT))["kl"] == 0
 
 

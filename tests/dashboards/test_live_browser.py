@@ -7,24 +7,16 @@ from typing import Any
 
 import pytest
 
-from dashboards.live_parts import TEXT, codes_of, live_of, resid, site_at
+from dashboards.live_parts import TEXT, codes_of, resid, site_at
 from dashboards.serve_client import running
-from mechlab.dashboards.live import Live
 from mechlab.dashboards.serve import Server
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory) -> Live:
-    return live_of(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def server(live, tmp_path_factory) -> Iterator[Server]:
-    with running(
-        live, site_at(tmp_path_factory.mktemp("served") / "site"), token="for-the-browser-test"
-    ) as it:
+def server(live, site) -> Iterator[Server]:
+    with running(live, site, token="for-the-browser-test") as it:
         yield it
 
 

@@ -14,30 +14,14 @@ from dataclasses import replace
 
 import pytest
 
-from dashboards.live_parts import TEXT, live_of, run_at, site_at
+from dashboards.live_parts import TEXT, run_at
 from dashboards.serve_client import ACT, STEER, ask, refused, running
 from mechlab.artifacts import Artifact
-from mechlab.dashboards.live import ActivationsRequest, Live, SteerRequest
+from mechlab.dashboards.live import ActivationsRequest, SteerRequest
 from mechlab.dashboards.serve import Server
 from mechlab.errors import MechlabError
 
 SECRET = "a-secret-of-some-length"
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory) -> Live:
-    return live_of(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Artifact:
-    return site_at(tmp_path_factory.mktemp("served") / "site")
-
-
-@pytest.fixture(scope="module")
-def server(live, site):
-    with running(live, site) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +135,18 @@ def test_a_manifest_cannot_list_files_outside(live, site, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1", "localhost:1", "127.0.0.1:{port}.evil.example", ""]
+    "host",
+    [
+        "evil.example:{port}",
+        "evil.example",
+        "127.0.0.1.evil.example:1",
+        "127.0.0.1:{port}.evil.example",
+        "localhost:1:1",
+        "localhost.:1",
+        "127.0.0.2:{port}",
+        "[::1",
+        "",
+    ],
 )
 @pytest.mark.parametrize("path", ["/", "/api/info", "/data/features-0.js"])
 def test_another_name_for_this_server_is_refused(server, host, path):
@@ -159,9 +154,19 @@ def test_another_name_for_this_server_is_refused(server, host, path):
     assert (status, error) == (403, "this server goes by another name")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST:{port}", "[::1]:{port}", "localhost", "[::1]"]
+)
 def test_names_of_this_machine_are_known(server, host):
-    assert ask(server, "GET", "/api/info", Host=f"{host}:{server.port}")[0] == 200
+    assert ask(server, "GET", "/api/info", Host=host.format(port=server.port))[0] == 200
+
+
+def test_a_tunnel_s_other_end_may_have_another_port(server):
+    """ssh -L 9999:localhost:PORT. Its page asks from the same origin, another page does not."""
+    there = {"Host": "localhost:9999"}
+    assert ask(server, "POST", ACT, {"text": TEXT}, Origin="http://localhost:9999", **there)[0] == 200
+    for origin in ("http://localhost:9998", f"http://localhost:{server.port}", "http://evil.example:9999"):
+        assert refused(server, "POST", ACT, {"text": TEXT}, Origin=origin, **there)[0] == 403
 
 
 @pytest.mark.parametrize(

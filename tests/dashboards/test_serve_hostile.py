@@ -7,29 +7,13 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
-from dashboards.live_parts import TEXT, live_of, site_at
+from dashboards.live_parts import TEXT
 from dashboards.serve_client import ACT, STEER, ask, raw, refused, running
-from mechlab.artifacts import Artifact
-from mechlab.dashboards.live import Change, Live, SteerRequest
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory) -> Live:
-    return live_of(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Artifact:
-    return site_at(tmp_path_factory.mktemp("served") / "site")
-
-
-@pytest.fixture(scope="module")
-def server(live, site):
-    with running(live, site) as started:
-        yield started
+from mechlab.dashboards.live import Change, SteerRequest
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE", "FOO", "CONNECT"])
@@ -68,6 +52,7 @@ def test_methods_have_their_addresses(server):
         (b'{"text": "a", "features": [-1]}', "features.0"),
         (b'{"text": "a", "features": [96]}', "feature does not exist: 96"),
         (b'{"text": "a", "features": [1e400]}', "features.0"),
+        (b'{"text": "a", "features": [' + b"9" * 4000 + b"]}", "features.0"),
         (b'{"text": "a", "features": [' + b"9" * 5000 + b"]}", "number out of range"),
         (json.dumps({"text": "a", "features": [1] * 17}).encode(), "features: Tuple should have at most 16"),
     ],
@@ -125,6 +110,24 @@ def test_what_is_no_http_does_no_harm(server, data):
     assert b" 200 " not in found.split(b"\r\n")[0]
     assert b"Traceback" not in found
     assert ask(server, "GET", "/api/info")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SHOUTED / HTTP/1.1",
+        b"GET / SHOUTED",
+        b"GET / HTTP/SHOUTED",
+        b"GET SHOUTED SHOUTED HTTP/1.1",
+        b"GET /SHOUTED HTTP/1.1",
+        b"GET / HTTP/1.1\r\nHost: SHOUTED",
+        b"POST /api/steer HTTP/1.1\r\nHost: localhost\r\nContent-Type: SHOUTED",
+    ],
+)
+def test_a_refusal_says_nothing_that_was_sent(server, data):
+    found = raw(server, data + b"\r\n\r\n", seconds=3)
+    assert b"error" in found
+    assert b"shouted" not in found.lower()
 
 
 # ---------- time and number ----------
@@ -201,14 +204,68 @@ def _change(n: int) -> Change:
 
 
 def test_a_question_that_takes_too_long_is_ended(live, site):
-    with running(live, site) as server:
-        kind, _ = server.questions[STEER]
-        server.questions[STEER] = (kind, lambda asked, _: live.steer(asked, time.monotonic() - 1))
+    with running(live, site, seconds=1.0) as server:
+        kind, steer = server.questions[STEER]
+
+        def late(asked, check):
+            time.sleep(1.1)
+            return steer(asked, check)
+
+        server.questions[STEER] = (kind, late)
         edits = [{"feature": 1, "mode": "ablate"}]
         status, error = refused(server, "POST", STEER, {"text": "The cat", "edits": edits})
         assert status == 503
-        assert "took longer than 30 s" in error
+        assert "took longer than 1 s" in error
     assert live.steer(SteerRequest(text=TEXT))["kl"] == 0
+
+
+@contextmanager
+def endless(live, site, **options):
+    """A server whose answers to STEER take a minute, and an event: one of them is worked on."""
+    begun = threading.Event()
+
+    def work(asked, check):
+        begun.set()
+        for _ in range(600):
+            check()
+            time.sleep(0.1)
+        return {}
+
+    with running(live, site, **options) as server:
+        server.questions[STEER] = (server.questions[STEER][0], work)
+        yield server, begun
+
+
+def left_alone(server) -> None:
+    """Ask STEER and hang up."""
+    body = json.dumps({"text": TEXT}).encode()
+    head = f"POST {STEER} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+
+def test_who_hangs_up_is_not_worked_for(live, site):
+    """One that is worked for and all of the queue: the next who asks is answered."""
+    with endless(live, site, seconds=60.0) as (server, begun):
+        for _ in range(9):
+            left_alone(server)
+        assert begun.wait(10)
+        started = time.monotonic()
+        while ask(server, "POST", ACT, {"text": TEXT})[0] != 200:
+            assert time.monotonic() - started < 20, "places in the queue are held by nobody"
+            time.sleep(0.1)
+        assert server.answered <= 10
+
+
+def test_the_end_of_the_server_ends_the_question(live, site):
+    with endless(live, site, seconds=60.0) as (server, begun), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(refused, server, "POST", STEER, {"text": TEXT})
+        assert begun.wait(10)
+        started = time.monotonic()
+        server.shutdown()
+        server.server_close()
+        assert waiting.result(timeout=20) == (503, "the server is ending")
+        assert time.monotonic() - started < 20
 
 
 def test_a_fault_of_ours_is_no_news_to_the_client(live, site, capsys):

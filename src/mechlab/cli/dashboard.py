@@ -44,6 +44,8 @@ class BuildConfig(Settings):
     """Directory of the dictionary that was indexed."""
     circuit: Path | None = None
     """Directory of a circuit."""
+    graph: tuple[Path, ...] = ()
+    """Attribution graphs that mechlab circuit graph or circuit-tracer wrote, shown with the circuit."""
     subject: str | None = None
     """The model of single artifacts; by default that of the index."""
     without_model: bool = False
@@ -90,7 +92,7 @@ def build(words: list[str], program: str) -> Outcome:
     _check(config, parts)
     require_directory(config.out)
 
-    from mechlab.dashboards.build import STEER, read_run, site_of
+    from mechlab.dashboards.build import STEER, read_run, site_of, with_graphs
     from mechlab.dashboards.site import write_site
     from mechlab.dashboards.token_blocks import DOCUMENTS
 
@@ -105,7 +107,7 @@ def build(words: list[str], program: str) -> Outcome:
             )
         )
         site = site_of(
-            found,
+            with_graphs(found, config.graph),
             steer=STEER if config.steer is None else config.steer,
             documents=DOCUMENTS if config.documents is None else config.documents,
             progress=lambda step, done, total: report(step, done, total, {}),
@@ -156,8 +158,8 @@ def _check(config: BuildConfig, parts: dict[str, Path]) -> None:
         raise MechlabError("a run and a single artifact", f"--{next(iter(parts))}", "give one or the other")
     if config.run is not None and config.subject is not None:
         raise MechlabError("the model of a run is its own", config.subject, "leave --subject out")
-    if config.run is None and not ({"index", "circuit"} & parts.keys()):
-        raise MechlabError("nothing to show", remedy="name a run, or pass --index or --circuit")
+    if config.run is None and not config.graph and not ({"index", "circuit"} & parts.keys()):
+        raise MechlabError("nothing to show", remedy="name a run, or pass --index, --circuit or --graph")
     for name in ("held", "explanations", "scores", "dictionary"):
         if name in parts and "index" not in parts:
             raise MechlabError(f"--{name} needs the index too", parts[name], "pass --index")
@@ -192,5 +194,5 @@ def _parts(config: BuildConfig, parts: dict[str, Path]) -> Findings:
             require_same_features(open_artifact(parts["explanations"]), parts["index"], index)
     subject = None if name is None or config.without_model else load_model(name)
     named = [facts.get("model") or name, facts.get("site")]
-    title = " at ".join(str(each) for each in named if each) or str(next(iter(parts.values())))
+    title = " at ".join(str(each) for each in named if each) or str([*parts.values(), *config.graph][0])
     return read_parts(parts, title=title, facts=facts, subject=subject)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mechlab.artifacts import Artifact, exists, open_artifact
 from mechlab.circuits.circuit import Circuit
-from mechlab.dashboards.circuit_block import circuit_block
+from mechlab.circuits.features.circuit_tracer import read_circuit_tracer_graph
+from mechlab.circuits.features.graph import FeatureGraph
+from mechlab.dashboards.circuit_block import circuit_block, graph_block
 from mechlab.dashboards.feature_blocks import feature_blocks
 from mechlab.dashboards.feature_judged import DrillDown
 from mechlab.dashboards.feature_material import gather_material
@@ -70,9 +72,10 @@ class Findings:
         held: the same features on the text that explanations were scored on.
         subject: the model; without it there are no effects on logits, steering samples or next tokens.
         prompts: for what the nodes of the circuit do.
+        graphs: what they are of → attribution graphs, shown with the circuit.
         command, config, inputs, timings: of the run.
         artifacts: name → what everything was read from.
-        notes_digest: of the file of notes, which is no artifact.
+        digests: name → SHA-256 of what was read and is no artifact: notes, graphs.
     """
 
     title: str
@@ -85,6 +88,7 @@ class Findings:
     notes: Notes | None = None
     dictionary: Dictionary | None = None
     circuit: Circuit | None = None
+    graphs: Mapping[str, FeatureGraph] = field(default_factory=dict)
     subject: Subject | None = None
     prompts: Task | None = None
     evaluation: Evaluation | None = None
@@ -93,7 +97,7 @@ class Findings:
     inputs: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
-    notes_digest: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 def dashboard(
@@ -105,6 +109,7 @@ def dashboard(
     documents: int = DOCUMENTS,
     model: bool = True,
     trust_remote_code: bool = False,
+    graphs: Sequence[Path | str] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Written:
@@ -118,13 +123,13 @@ def dashboard(
         documents: so many can be read token by token.
         model: load the run's model, for what needs one.
         trust_remote_code: let the model's own code run; a run that somebody else made cannot ask for it.
+        graphs: files of attribution graphs, shown with the circuit (see ``with_graphs``).
 
     Raises MechlabError when there is no finished run, or ``out`` holds something else.
     """
-    site = site_of_run(
-        Path(run), steer=steer, documents=documents, model=model, trust_remote_code=trust_remote_code,
-        progress=progress,
-    )  # fmt: skip
+    found = read_run(Path(run), model=model, trust_remote_code=trust_remote_code)
+    found = with_graphs(found, [Path(each) for each in graphs])
+    site = site_of(found, steer=steer, documents=documents, progress=progress)
     return write_site(site, Path(out), limit=limit, overwrite=overwrite)
 
 
@@ -151,8 +156,9 @@ def site_of(
 ) -> Site:
     """The site of what was found; arguments as for ``dashboard``. Blocks are made when they are written."""
     index = found.index
-    parts = {"features": index, "circuit": found.circuit, "tokens": index}
-    views = [name for name, part in parts.items() if part is not None]
+    circuits = found.circuit is not None or bool(found.graphs)
+    there = {"features": index is not None, "circuit": circuits, "tokens": index is not None}
+    views = [name for name, has in there.items() if has]
     facts = {
         **found.facts,
         **({} if index is None else {"tokens": len(index.text), "features": index.n_features}),
@@ -164,7 +170,7 @@ def site_of(
         views=(*views, "run"),
         facts=facts,
         blocks=lambda: _blocks(found, steer, documents, progress or (lambda *_: None)),
-        inputs=inputs | ({"notes": found.notes_digest} if found.notes_digest else {}),
+        inputs={**inputs, **found.digests},
         settings={"steer": steer, "documents": documents, "model": found.subject is not None},
     )
 
@@ -186,9 +192,9 @@ def _blocks(found: Findings, steer: int, documents: int, progress: Progress) -> 
             progress=progress,
         )
         yield from feature_blocks(material, progress=lambda done, total: progress("features", done, total))
-    if found.circuit is not None:
+    if found.circuit is not None or found.graphs:
         progress("circuit", 0, 0)
-        yield "circuit", circuit_block(found.circuit, subject, found.prompts)
+        yield from _circuits(found)
     if index is not None:
         progress("tokens", 0, 0)
         effects = None if reader is None else dictionary
@@ -206,6 +212,18 @@ def _blocks(found: Findings, steer: int, documents: int, progress: Progress) -> 
             artifacts=found.artifacts,
         ),
     )
+
+
+def _circuits(found: Findings) -> Iterator[tuple[str, Any]]:
+    """The circuit and the graphs: "circuit", "circuit-1", …; "circuits" names them if they are several."""
+    made = [] if found.circuit is None else [circuit_block(found.circuit, found.subject, found.prompts)]
+    for prompt, graph in found.graphs.items():
+        facts = {"nodes": f"{len(graph.nodes):,}", "edges": f"{int((graph.scores != 0).sum()):,}"}
+        made.append(graph_block(graph, f"Attribution graph of “{prompt}”", facts, subject=found.subject))
+    if len(made) > 1:
+        yield "circuits", [each["title"] for each in made]
+    for number, block in enumerate(made):
+        yield f"circuit-{number}" if number else "circuit", block
 
 
 def _drill(found: Findings) -> DrillDown | None:
@@ -303,13 +321,32 @@ def read_parts(
         explanations=load_explanations(parts["explanations"]) if "explanations" in parts else None,
         scores=load_scores(parts["scores"]) if "scores" in parts else None,
         notes=None if index is None else read_notes(parts["index"]),
-        notes_digest=file_sha256(notes) if notes is not None and notes.is_file() else "",
+        digests={"notes": file_sha256(notes)} if notes is not None and notes.is_file() else {},
         dictionary=dictionary,
         circuit=circuit,
         subject=subject,
         prompts=None if circuit is None or subject is None else _prompts(circuit, subject),
         artifacts=made | {name: open_artifact(path, whole=False) for name, path in (others or {}).items()},
     )
+
+
+def with_graphs(found: Findings, paths: Sequence[Path]) -> Findings:
+    """The same with attribution graphs beside the circuit.
+
+    Args:
+        paths: files in circuit-tracer's JSON, as ``mechlab circuit graph`` writes them.
+
+    Raises MechlabError for a file that holds no such graph, and for two of one prompt.
+    """
+    graphs = dict(found.graphs)
+    for path in paths:
+        graph = read_circuit_tracer_graph(path)
+        prompt = str(json.loads(path.read_text(encoding="utf-8"))["metadata"].get("prompt") or path.stem)
+        if prompt in graphs:
+            raise MechlabError("two graphs of one prompt", prompt, "leave one out")
+        graphs[prompt] = graph
+    digests = {f"graph {number}": file_sha256(path) for number, path in enumerate(paths)}
+    return replace(found, graphs=graphs, digests={**found.digests, **digests})
 
 
 def _prompts(circuit: Circuit, subject: Subject) -> Task | None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,14 +24,16 @@ from torch import Tensor
 
 from mechlab.activations.capture import check_tokens, read_sites
 from mechlab.artifacts import open_artifact
+from mechlab.dashboards.block_values import short
 from mechlab.errors import MechlabError
-from mechlab.features.continuations import continuations
+from mechlab.features.continuations import next_tokens
 from mechlab.features.statistics import load_statistics
 from mechlab.features.vocabulary import Piece, Vocabulary, vocabulary_of
 from mechlab.interventions.edit import editing
 from mechlab.interventions.edits import add
 from mechlab.interventions.strength import kl_divergence
 from mechlab.models.subject import Subject, load_model
+from mechlab.sae.abstopk import AbsTopK
 from mechlab.sae.codes import Codes
 from mechlab.sae.dictionary import Dictionary, load_sae
 from mechlab.sae.splice import splicing
@@ -41,7 +42,7 @@ CHARACTERS, FEATURES, EDITS, NEW_TOKENS, STRENGTH = 4000, 16, 8, 64, 100.0
 _TOP, _NEXT = 8, 8
 
 Text = Annotated[str, Field(min_length=1, max_length=CHARACTERS)]
-Feature = Annotated[int, Field(ge=0)]
+Feature = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Request(BaseModel):
@@ -90,11 +91,10 @@ class Live:
 
     Attributes:
         subject: the model.
-        dictionary: what its features are; it writes to one site.
+        dictionary: what its features are, one latent each; it writes to one site.
         maximum: largest activation of each feature, 0 where it was never active.
 
-    Raises MechlabError when they do not belong together, the model does not predict a next token, or
-    features have two signs.
+    Raises MechlabError when they do not belong together, or the model does not predict a next token.
     """
 
     subject: Subject
@@ -108,13 +108,15 @@ class Live:
             raise MechlabError("model does not predict a next token", subject.name, "nothing to steer")
         if len(dictionary.outputs) > 1:
             raise MechlabError(
-                "dictionary writes several sites", ", ".join(dictionary.outputs), "one that writes one"
+                "dictionary writes several sites, which cannot be changed live",
+                ", ".join(dictionary.outputs),
+                "mechlab dashboard build shows it",
             )
         if len(self.maximum) != dictionary.sae.d_sae:
             raise MechlabError(
                 "index has other features than the dictionary",
                 f"{len(self.maximum)}, not {dictionary.sae.d_sae}",
-                "features of two signs cannot be steered here",
+                "index the dictionary again",
             )
 
     @cached_property
@@ -163,13 +165,13 @@ class Live:
             "unknown": self._unknown(tokens),
             "top": [_strongest(codes[piece.start : piece.stop]) for piece in pieces],
             "features": {
-                str(feature): [_short(_activation(codes[p.start : p.stop], feature)) for p in pieces]
+                str(feature): [short(_activation(codes[p.start : p.stop], feature)) for p in pieces]
                 for feature in request.features
             },
         }
 
     @torch.no_grad()
-    def steer(self, request: SteerRequest, deadline: float = math.inf) -> dict[str, Any]:
+    def steer(self, request: SteerRequest, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """The model's predictions and continuation of a text, before and after some changes.
 
         Returns "pieces"; "kl_pieces", KL(before || after) in nats of the distributions that follow
@@ -177,7 +179,7 @@ class Live:
         probabilities before and after; "continuation", the texts before and after.
 
         Args:
-            deadline: on the clock of ``time.monotonic``; TimeoutError when it passes.
+            check: called before every new token; what it raises ends the work.
 
         Raises MechlabError for features that do not exist or cannot be changed so, and texts that
         leave no room for new tokens.
@@ -185,16 +187,16 @@ class Live:
         self._check_changes(request.edits)
         tokens = self._tokens(request.text, request.new_tokens)
         clean = self._log_probabilities(tokens)
-        before = self._continued(tokens, request, deadline)
+        before = self._continued(tokens, request, check)
         with self._changed(request.edits):
             edited = self._log_probabilities(tokens)
-            after = self._continued(tokens, request, deadline)
-        kl = kl_divergence(clean, edited)[self._lead :]
+            after = self._continued(tokens, request, check)
+        kl = kl_divergence(clean, edited)[self._lead :].clamp_min(0)  # rounding may leave less
         pieces = self._pieces(tokens)
         return {
             "pieces": [piece.text for piece in pieces],
-            "kl_pieces": [_short(kl[piece.stop - 1]) for piece in pieces],
-            "kl": _short(kl.mean()),
+            "kl_pieces": [short(float(kl[piece.stop - 1])) for piece in pieces],
+            "kl": short(float(kl.mean())),
             "next": self._next(clean[-1], edited[-1]),
             "continuation": {"before": before, "after": after},
         }
@@ -269,17 +271,18 @@ class Live:
                     stack.enter_context(editing(self.subject, site, push, where))
             yield
 
-    def _continued(self, tokens: Int[Tensor, "pos"], request: SteerRequest, deadline: float) -> str:
-        """What the model goes on with; token by token, so that a deadline can end it."""
+    def _continued(self, tokens: Int[Tensor, "pos"], request: SteerRequest, check: Callable[[], None]) -> str:
+        """What the model goes on with."""
         noise = torch.Generator().manual_seed(request.seed)
-        for _ in range(request.new_tokens):
-            if time.monotonic() > deadline:
-                raise TimeoutError
-            new = continuations(
-                self.subject, tokens[None], 1, temperature=float(request.temperature), generator=noise
-            )
-            tokens = torch.cat([tokens, new[0]])
-        return self.vocabulary.string(tokens[len(tokens) - request.new_tokens :].numpy())
+        written = next_tokens(
+            self.subject, tokens[None], temperature=float(request.temperature), generator=noise
+        )
+        found: list[int] = []
+        check()
+        for new in islice(written, request.new_tokens):
+            found.append(int(new[0]))
+            check()
+        return self.vocabulary.string(np.array(found, np.int64))
 
     def _next(
         self, before: Float[Tensor, "d_vocab"], after: Float[Tensor, "d_vocab"]
@@ -288,8 +291,8 @@ class Live:
         return [
             {
                 "text": self.vocabulary[token],
-                "before": _short(before[token].exp()),
-                "after": _short(after[token].exp()),
+                "before": short(float(before[token].exp())),
+                "after": short(float(after[token].exp())),
             }
             for token in dict.fromkeys(likeliest[0] + likeliest[1])
         ]
@@ -310,8 +313,10 @@ def open_live(run: Path, *, device: str = "auto", trust_remote_code: bool = Fals
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    here = copy.deepcopy(dictionary.sae).to(subject.device)
-    return Live(subject, replace(dictionary, sae=here), statistics.maximum)
+    sae = copy.deepcopy(dictionary.sae)
+    if isinstance(sae, AbsTopK):  # a latent of two signs is two features of the index
+        sae = sae.both_sides()
+    return Live(subject, replace(dictionary, sae=sae.to(subject.device)), statistics.maximum)
 
 
 def _activation(codes: Codes, feature: int) -> float:
@@ -319,7 +324,7 @@ def _activation(codes: Codes, feature: int) -> float:
     return float(torch.where(codes.indices == feature, codes.values, 0).sum(1).max())
 
 
-def _strongest(codes: Codes) -> list[tuple[int, float | None]]:
+def _strongest(codes: Codes) -> list[tuple[int, float | int | None]]:
     """[feature, activation] of the features that are most active on some rows, strongest first."""
     best: dict[int, float] = {}
     values, slots = codes.values.topk(min(_TOP, codes.values.shape[1]))
@@ -328,9 +333,4 @@ def _strongest(codes: Codes) -> list[tuple[int, float | None]]:
         if value > best.get(feature, 0.0):
             best[feature] = value
     ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
-    return [(feature, _short(value)) for feature, value in ranked[:_TOP]]
-
-
-def _short(value: float | Tensor) -> float | None:
-    """Five significant digits; None for what is not finite (weights in half precision may overflow)."""
-    return float(f"{float(value):.5g}") if math.isfinite(value) else None
+    return [(feature, short(value)) for feature, value in ranked[:_TOP]]

@@ -41,9 +41,11 @@ from mechlab.dashboards.site import CLIENT, INDEX, script_json
 from mechlab.errors import MechlabError
 
 _CONNECTIONS, _QUEUE, _TOKEN = 64, 8, 16
+# Seconds between looks at whether somebody in the queue is still there.
+_LOOK = 0.1
 _TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
-Ask = Callable[[Any, float], dict[str, Any]]
-"""(question, deadline on the clock of ``time.monotonic``) → answer."""
+Ask = Callable[[Any, Callable[[], None]], dict[str, Any]]
+"""(question, what to call now and then: it raises when the answer is not wanted any more) → answer."""
 
 
 class Server(ThreadingHTTPServer):
@@ -96,7 +98,7 @@ class Server(ThreadingHTTPServer):
             "/api/steer": (SteerRequest, live.steer),
         }
         self._places, self._model = threading.Semaphore(1 + _QUEUE), threading.Lock()
-        self._connections = threading.Semaphore(_CONNECTIONS)
+        self._connections, self._ending = threading.Semaphore(_CONNECTIONS), threading.Event()
         own = _loopback(host)
         self.token = token if own or token is not None else secrets.token_urlsafe(24)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -109,10 +111,10 @@ class Server(ThreadingHTTPServer):
             raise MechlabError(what, f"{host}:{port}", remedy) from None
         shown = f"[{host}]" if ":" in host else host
         everywhere = host in ("0.0.0.0", "::", "")
+        # Without the port, which is another one at the near end of a tunnel (ssh -L).
         names = {shown.lower(), *(("localhost", "127.0.0.1", "[::1]") if own else ())}
         # Listening on every address, it cannot know its names; there the token keeps strangers out.
-        ending = {f":{self.port}", *([""] if self.port == 80 else [])}
-        self.names = None if everywhere else {name + end for name in names for end in ending}
+        self.names = None if everywhere else names
         self.url = f"http://{socket.gethostname() if everywhere else shown}:{self.port}/"
         self.url += f"?token={self.token}" if self.token else ""
 
@@ -126,8 +128,9 @@ class Server(ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
 
     def server_close(self) -> None:
-        """Stop listening, and let the question under way come to its end."""
+        """Stop listening, and end the question under way."""
         super().server_close()
+        self._ending.set()
         self._model.acquire(timeout=self.seconds)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -152,17 +155,29 @@ class Server(ThreadingHTTPServer):
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
-    def ask(self, path: str, body: bytes) -> Answer:
-        """Validate a question, wait for the model and ask it; Refused when one of them fails."""
+    def ask(self, path: str, body: bytes, gone: Callable[[], bool]) -> Answer:
+        """Validate a question, wait for the model and ask it; Refused when one of them fails.
+
+        Where the client has ``gone`` meanwhile, the work ends with a ConnectionError.
+        """
         kind, about = self.questions[path]
         try:
             asked = kind.model_validate_json(body)
         except ValidationError as error:
             raise Refused(400, _complaint(error)) from None
         deadline = time.monotonic() + self.seconds
+
+        def check() -> None:
+            if self._ending.is_set():
+                raise Refused(503, "the server is ending")
+            if gone():
+                raise ConnectionAbortedError
+            if time.monotonic() > deadline:
+                raise TimeoutError
+
         try:
-            with self._turn():
-                return Answer(as_json(about(asked, deadline)))
+            with self._turn(check):
+                return Answer(as_json(about(asked, check)))
         except MechlabError as error:
             raise Refused(400, str(error)) from None
         except TimeoutError:
@@ -170,13 +185,17 @@ class Server(ThreadingHTTPServer):
             raise Refused(503, why, Retry_After="1") from None
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _turn(self, check: Callable[[], None]) -> Iterator[None]:
         if not self._places.acquire(blocking=False):
             raise Refused(503, "too many questions at once; try again", Retry_After="1")
         try:
-            if not self._model.acquire(timeout=self.seconds):
-                raise Refused(503, "model is busy; try again", Retry_After="1")
             try:
+                while not self._model.acquire(timeout=_LOOK):
+                    check()
+            except TimeoutError:
+                raise Refused(503, "model is busy; try again", Retry_After="1") from None
+            try:
+                check()
                 self.answered += 1
                 yield
             finally:

@@ -1,13 +1,14 @@
 """One request to the live dashboard's server: who may ask what, and how it is answered.
 
 Every connection carries one request (HTTP/1.0). Whatever is refused is refused with a status and one
-line of JSON, {"error": …}, that repeats nothing of what was sent.
+line of JSON, {"error": …}, in which no text that was sent is repeated but a field's name.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import secrets
 import socket
 import time
@@ -77,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         known = length.isdecimal() and len(length) < 16 and "Transfer-Encoding" not in self.headers
         self.unread = int(length) if known else _DISCARDED
         if self.command not in ("GET", "HEAD", "POST"):
-            self._send(Refused(405, f"{self.command} is not understood", Allow="GET, HEAD, POST").answer)
+            self._send(Refused(405, "method is not understood", Allow="GET, HEAD, POST").answer)
             return False
         return True
 
@@ -92,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class finds wrong with a request, in the same form as everything else."""
-        self._send(Refused(int(code), message or self.responses[code][0]).answer)
+        self._send(Refused(int(code), self.responses[code][0]).answer)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: addresses may hold the token."""
@@ -112,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> Answer:
         server = self.server
         host = self.headers.get("Host", "").lower()
-        if server.names is not None and host not in server.names:
+        if server.names is not None and re.sub(r":\d+$", "", host) not in server.names:
             raise Refused(403, "this server goes by another name")
         path, _, query = self.path.partition("?")
         origin = self.headers.get("Origin")
@@ -122,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
         if path in server.questions:
             if self.command != "POST":
                 raise Refused(405, "this is asked by POST", Allow="POST")
-            return server.ask(path, self._body())
+            return server.ask(path, self._body(), self._gone)
         if path not in server.files:
             raise Refused(404, "nothing here")
         if self.command == "POST":
@@ -165,6 +166,16 @@ class Handler(BaseHTTPRequestHandler):
             raise ConnectionError
         self.unread = 0
         return body
+
+    def _gone(self) -> bool:
+        """Whether the client has hung up, or at least says no more."""
+        self.connection.settimeout(0)
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def _send(self, answer: Answer) -> None:
         body = answer.body

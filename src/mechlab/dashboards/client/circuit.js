@@ -4,11 +4,13 @@
   const { make, show } = mechlab;
   const signed = (value) => (value > 0 ? `+${show(value)}` : show(value).replace("-", "−"));
 
-  async function open({ query }, root) {
-    const block = await mechlab.load("circuit");
+  // Where there are several, the address says which: #/circuit/1.
+  async function open({ path: [, which], query }, root) {
+    const several = mechlab.has("circuits") ? await mechlab.load("circuits") : [], number = which ?? "0";
+    const block = await mechlab.load(number === "0" ? "circuit" : `circuit-${number}`);
     const { nodes, edges, size } = block;
     const byName = new Map(nodes.map((node, i) => [node.name, i]));
-    const path = ["circuit"];
+    const path = number === "0" ? ["circuit"] : ["circuit", number];
     const asked = Number.parseInt(query.get("edges"), 10);
     // null is the circuit that was found; a number, the circuit of that many edges.
     let taken = Number.isFinite(asked) && size.most > 0 ? Math.min(Math.max(asked, 1), size.most) : null;
@@ -176,6 +178,10 @@
 
     // ---------- the page ----------
     const missing = size.missing > 0 && ` The weakest ${size.missing} edges${block.curves.length ? " of the circuit" : ""} are not drawn.`;
+    if (several.length) {
+      root.append(make("nav", { class: "circuits", "aria-label": "Circuits" }, several.map((title, i) =>
+        make("a", { href: mechlab.link(i ? ["circuit", i] : ["circuit"]), dir: "auto", "aria-current": String(i) === number && "page" }, title))));
+    }
     root.append(
       make("h2", { dir: "auto" }, block.title),
       make("dl", { class: "circuit-facts" }, block.facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", { dir: "auto" }, value)))),
