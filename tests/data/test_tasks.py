@@ -227,7 +227,7 @@ def test_pairs_in_pieces_are_refused_by_name() -> None:
 
 def test_a_tokenizer_that_cannot_express_a_task_is_refused(tokenizer: Any) -> None:
     tiny = _bpe(["abc"], 257)
-    with pytest.raises(MechlabError, match=r"task cannot be expressed.*ioi:.*tokens.*choose another --task"):
+    with pytest.raises(MechlabError, match=r"task cannot be expressed.*ioi:.*tokens.*choose another task"):
         make_task("ioi", tiny, n=16)
 
 

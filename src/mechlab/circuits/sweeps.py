@@ -105,7 +105,8 @@ class Sweep:
             hovertemplate="%{y} at %{x}: %{z:.3f}<extra></extra>",
         )  # fmt: skip
         figure = go.Figure(heat)
-        figure.update_layout(title=f"{self.direction}, {self.metric}", yaxis={"autorange": "reversed"})
+        figure.update_layout(title=f"{self.direction}, {self.metric}")
+        figure.update_yaxes(type="category", autorange="reversed", dtick=1)
         # Positions are names, though they look like numbers.
         figure.update_xaxes(type="category", title="position")
         return figure

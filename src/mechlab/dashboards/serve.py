@@ -130,8 +130,9 @@ class Server(ThreadingHTTPServer):
     def server_close(self) -> None:
         """Stop listening, and end the question under way."""
         super().server_close()
-        self._ending.set()
-        self._model.acquire(timeout=self.seconds)
+        if not self._ending.is_set():
+            self._ending.set()
+            self._model.acquire(timeout=self.seconds)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for a connection, unless there are too many."""

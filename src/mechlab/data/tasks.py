@@ -29,7 +29,7 @@ from mechlab.data.published import PUBLISHED
 from mechlab.errors import MechlabError, near
 
 PARTS = ("train", "validation", "test")
-_OTHER_TASK = "choose another --task or --task none"
+_OTHER_TASK = "choose another task; a run without a circuit: mechlab run --task none"
 _DRAWS, _DRAWS_EVERY = 12, 6
 _LEAST = 8
 _TRIED = 8
