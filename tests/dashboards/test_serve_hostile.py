@@ -236,20 +236,22 @@ def endless(live, site, **options):
         yield server, begun
 
 
-def left_alone(server) -> None:
-    """Ask STEER and hang up."""
+def asking(server) -> socket.socket:
+    """A connection that has asked STEER."""
     body = json.dumps({"text": TEXT}).encode()
     head = f"POST {STEER} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
 
 
 def test_who_hangs_up_is_not_worked_for(live, site):
     """One that is worked for and all of the queue: the next who asks is answered."""
     with endless(live, site, seconds=60.0) as (server, begun):
-        for _ in range(9):
-            left_alone(server)
-        assert begun.wait(10)
+        first = asking(server)
+        assert begun.wait(20)
+        for connection in (first, *(asking(server) for _ in range(8))):
+            connection.close()
         started = time.monotonic()
         while ask(server, "POST", ACT, {"text": TEXT})[0] != 200:
             assert time.monotonic() - started < 20, "places in the queue are held by nobody"
