@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cli.features_made import made
+from cli.features_made import SITE, made
 from mechlab.artifacts import Artifact, open_artifact, writing
 from mechlab.dashboards.live import Live
 from mechlab.dashboards.site import Site, write_site
@@ -63,8 +63,10 @@ def site_at(path: Path, *, limit: int = 0) -> Artifact:
 def run_at(path: Path, base: Path) -> Path:
     """A run directory with what serving needs."""
     folder = made(base)
-    with writing(path, "run", config={"model": "fable"}, seed=0, inputs={}) as writer:
-        (writer.work / "summary.json").write_text(json.dumps({}))
+    config = {"model": "fable", "site": SITE, "dtype": None, "revision": None}
+    inputs = {"model": live_of(base).subject.fingerprint}
+    with writing(path, "run", config=config, seed=0, inputs=inputs) as writer:
+        (writer.work / "summary.json").write_text(json.dumps({"seconds": {}}))
         writer.commit(["summary.json"])
     shutil.copytree(folder / "sae", path / "sae")
     shutil.copytree(folder / "index", path / "features")

@@ -9,14 +9,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dashboards.live_parts import TEXT, codes_of, resid
+from dashboards.live_parts import TEXT, codes_of, resid, run_at
 from mechlab.activations.harvest import harvest
-from mechlab.dashboards.live import ActivationsRequest, Change, Live, SteerRequest
+from mechlab.activations.live import live as source
+from mechlab.dashboards.live import ActivationsRequest, Change, Live, SteerRequest, open_live
 from mechlab.data.corpus import open_corpus
 from mechlab.errors import MechlabError
 from mechlab.features.continuations import continuations
+from mechlab.features.sources import index_dictionary, model_rows
 from mechlab.features.vocabulary import vocabulary_of
 from mechlab.models.subject import load_model
+from mechlab.sae.abstopk import AbsTopKConfig
+from mechlab.sae.codes import scatter
 from mechlab.sae.dictionary import train_sae
 from mechlab.sae.topk import TopKConfig
 
@@ -212,6 +216,52 @@ def test_what_does_not_belong_together_is_refused(live, tmp_path_factory):
         Live(live_other, live.dictionary, live.maximum)
     with pytest.raises(MechlabError, match="index has other features"):
         replace(live, maximum=live.maximum[:5])
+
+
+def test_a_dictionary_that_writes_several_sites_is_refused(live, tmp_path):
+    sites = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
+    config = TopKConfig(site=",".join(sites), d_sae=32, k=2, tokens=512, batch_size=256)
+    made = train_sae(source(live.subject, open_corpus("fable"), list(sites)), tmp_path / "sae", config)
+    with pytest.raises(MechlabError) as refused:
+        Live(live.subject, made, np.ones(32, np.float32))
+    assert str(refused.value) == (
+        "dictionary writes several sites, which cannot be changed live: "
+        "blocks.1.hook_resid_post, blocks.2.hook_resid_post (mechlab dashboard build shows it)"
+    )
+
+
+def test_latents_of_two_signs_are_two_features_each(live, tmp_path, tmp_path_factory):
+    """Feature 32 + f is latent f where it is negative: shown, taken away and added as such."""
+    subject, site = live.subject, "blocks.2.hook_resid_post"
+    run, corpus = run_at(tmp_path / "run", tmp_path_factory.getbasetemp()), open_corpus("fable")
+    config = AbsTopKConfig(site=site, d_sae=32, k=4, tokens=1024, batch_size=256)
+    made = train_sae(source(subject, corpus, [site]), run / "sae", config, overwrite=True)
+    rows = model_rows(subject, corpus, tokens=1000)
+    index_dictionary(made, rows, run / "features", signs=True, overwrite=True)
+    two = open_live(run)
+    x, before = resid(live, TEXT)
+    codes = scatter(made.sae.encode(x), 32).detach()
+    latent = int(codes.min(dim=0).values.argmin())
+    assert float(codes[:, latent].min()) < 0
+    feature = 32 + latent
+    found = two.activations(ActivationsRequest(text=TEXT, features=(feature, latent)))
+    shown = [found["features"][str(each)] for each in (feature, latent)]
+    np.testing.assert_allclose(
+        shown, [(-codes).relu()[:, latent], codes.relu()[:, latent]], rtol=1e-3, atol=1e-4
+    )
+    row, most = made.sae.W_dec.detach()[latent], float(two.maximum[feature])
+    ways = {"ablate": lambda now: -now, "add": lambda _: 2 * most, "clamp": lambda now: 2 * most - now}
+    for mode, way in ways.items():
+
+        def change(x, way=way):
+            now = (-scatter(made.sae.encode(x), 32)).relu()[:, latent, None]
+            return way(now) * -row
+
+        after = resid(live, TEXT, change)[1]
+        edit = Change(feature=feature, mode=mode, strength=0.0 if mode == "ablate" else 2.0)
+        kl = two.steer(SteerRequest(text=TEXT, edits=(edit,), new_tokens=2))["kl_pieces"]
+        want = (before.exp() * (before - after)).sum(-1)[1:]
+        np.testing.assert_allclose(kl, want, rtol=1e-2, atol=2e-6)
 
 
 @pytest.mark.slow

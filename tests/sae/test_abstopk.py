@@ -34,3 +34,16 @@ def test_loss_and_gradients_as_written_out(arrangement: str) -> None:
     assert torch.equal(got.fired, (codes != 0).any(0))
     assert float(got.l0) == 4
     torch.testing.assert_close(scatter(sae.encode(x), 30), codes)
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_both_sides_are_the_same_dictionary(arrangement: str) -> None:
+    """Twice the latents, none below zero, as an index of both signs numbers them."""
+    sae, x, _ = small("abstopk", arrangement, k=4)
+    twice = sae.both_sides()
+    codes = scatter(sae.encode(x), 30)
+    torch.testing.assert_close(
+        scatter(twice.encode(x), 60), torch.cat([codes.relu(), (-codes).relu()], dim=1)
+    )
+    torch.testing.assert_close(twice(x), sae(x))
+    assert (twice.in_sizes, twice.out_sizes, twice.d_sae) == (sae.in_sizes, sae.out_sizes, 60)
