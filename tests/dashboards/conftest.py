@@ -57,8 +57,8 @@ def browser() -> Iterator[Any]:
 def visit_site(browser, tmp_path) -> Iterator[Any]:
     """Write a site and open it from its file: ``visit_site(site, "#/run", limit=0)`` gives the tab.
 
-    At the end there may have been no complaint on the console, and no request but for files of the
-    site's own directory.
+    At the end there may have been no complaint on the console, no request but for files of the site's own
+    directory, and no value of the script's own in the text.
     """
     complaints: list[str] = []
     requests: list[str] = []
@@ -76,7 +76,9 @@ def visit_site(browser, tmp_path) -> Iterator[Any]:
         return tab
 
     yield go
+    words = tab.locator("body").inner_text().splitlines() if tab.url != "about:blank" else []
     tab.close()
+    assert not {"false", "true", "null", "undefined", "NaN", "[object Object]"}.intersection(words)
     assert complaints == []
     foreign = [url for url in requests if not url.startswith((folder.as_uri() + "/", "data:", "about:blank"))]
     assert foreign == []

@@ -164,7 +164,7 @@ def test_effects_neighbours_concepts_and_notes(feature):
     near = card(tab, "Neighbours")
     assert near.locator("caption").all_inner_texts() == [
         "Similar direction (cosine)",
-        "Fires together",
+        "Fires together (Jaccard index)",
         "Heads that write it",
     ]
     assert "65 fires on word65" in near.inner_text()
@@ -176,9 +176,17 @@ def test_effects_neighbours_concepts_and_notes(feature):
     assert tab.evaluate("mechlab.state().query.get('q')") == "word3"
 
 
+def test_near_misses_show_where_the_neighbour_is_active(feature):
+    tab = feature("?tab=near")
+    contexts = card(tab, "Contexts")
+    assert contexts.locator("li .asks").all_inner_texts() == ["·the"]
+    assert contexts.get_by_role("link", name="feature 1 fires").count() == 1
+    assert "at the framed token" in contexts.inner_text()
+
+
 def test_steering_is_shown_beside_the_unchanged(feature):
     tab = feature()
-    panel = card(tab, "Steering")
+    panel = card(tab, "Steering")  # begins with the first strength from 1 on: more says less
     assert "2 × its maximum, KL 0.500 nats per token" in panel.inner_text()
     assert panel.locator(".steered p").all_inner_texts() == ["Once", "unchanged\nupon 0.0", "2 ×\nupon 2.0"]
     slider = panel.get_by_role("slider")

@@ -58,7 +58,7 @@ def record(number: int) -> dict[str, Any]:
         "near": {"cosine": [[1, 0.83], [65, -0.4]], "together": [[2, 0.5]], "heads": [["a0.h1", 0.3]]},
         "steer": [
             {"strength": x, "kl": abs(x) / 4, "rows": [{"prompt": "Once", "text": f" upon {x}"}]}
-            for x in (-1.0, 0.0, 2.0)
+            for x in (-1.0, 0.0, 2.0, 4.0)
         ],
         "concepts": [{"name": "animal", "f1": 0.8, "precision": 0.9, "recall": 0.72}],
         "notes": [{"text": "seen before", "author": "Ada", "label": "cats"}],

@@ -7,7 +7,7 @@
       root.append(make("h2", {}, `Toy ${state.path[1] ?? "none"} ${state.query.get("q") ?? ""}`));
       root.append(make("input", { "data-search": "", type: "search", "aria-label": "Search" }));
       const { strings, contexts, rows } = await mechlab.load("features-0");
-      root.append(mechlab.tokens(contexts[0], strings, { signed: true }));
+      root.append(mechlab.tokens(contexts[0], strings));
       root.append(mechlab.table({
         caption: "Rows", rows, limit: 3, sort: { name: "n", down: false },
         columns: [
@@ -17,7 +17,7 @@
         ],
       }));
       root.append(mechlab.chart.bars({ values: [9, 0, 3], edges: [0, 1, 2, 3], log: true, label: "bars", mark: 2 }));
-      root.append(mechlab.chart.lines({ series: [{ name: "a", x: [1, 10, 100], y: [0, 1, null], low: [0, 0.5, null], high: [0.2, 2, null] }, { name: "b", x: [1, 100], y: [2, 1] }], x: "log", xlabel: "x", ylabel: "y", marks: [{ x: 10, label: "here" }] }));
+      root.append(mechlab.chart.lines({ series: [{ name: "a", x: [1, 10, 100], y: [0, 1, null] }, { name: "b", x: [1, 100], y: [2, 1] }], x: "log", xlabel: "x", ylabel: "y", marks: [{ x: 10, label: "here" }] }));
       const many = Number(state.query.get("points") ?? 5);
       root.append(mechlab.chart.scatter({ points: Array.from({ length: many }, (_, i) => ({ x: 10 ** -(i % 7), y: i, title: `p${i}`, href: `#/run/${i}`, kind: i % 2 ? "odd" : "even" })), log: true, xlabel: "density", ylabel: "score" }));
       mechlab.keys({ j: () => mechlab.go(["run", Number(state.path[1] ?? 0) + 1]) }, "j: next");

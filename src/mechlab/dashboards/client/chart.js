@@ -84,25 +84,22 @@
   }
 
   // ---------- lines ----------
-  // series: [{name, x, y, low, high, dash}]; marks: [{x, label}], upright lines.
+  // series: [{name, x, y}]; marks: [{x, label}], upright lines.
   function lines({ series, xlabel = "", ylabel = "", x: kind = "linear", marks = [], label = "" }) {
     const log = kind === "log", bottom = H - BOTTOM;
     const x = scale([...series.flatMap((s) => s.x), ...marks.map((m) => m.x)], LEFT, W - RIGHT, log);
-    const y = scale(series.flatMap((s) => [...s.y, ...(s.low ?? []), ...(s.high ?? [])]), bottom, TOP);
+    const y = scale(series.flatMap((s) => s.y), bottom, TOP);
     const fine = (v, isX) => v !== null && v !== undefined && Number.isFinite(v) && (!isX || !log || v > 0);
-    const dashes = series.map(({ dash }, i) => (dash === true || dash === undefined ? DASHES[i % DASHES.length] : dash || ""));
+    const dashes = series.map((_, i) => DASHES[i % DASHES.length]);
     const drawn = series.map((s, i) => {
       const places = s.x.map((_, n) => n).filter((n) => fine(s.x[n], true) && fine(s.y[n]));
-      const ranged = places.filter((n) => fine(s.low?.[n]) && fine(s.high?.[n]));
-      const edge = (numbers, values) => numbers.map((n) => [x(s.x[n]), y(values[n])]);
-      const band = ranged.length && make("polygon", { class: `band series-${i % 5}`, points: points([...edge(ranged, s.low), ...edge(ranged, s.high).reverse()]) });
-      const path = make("polyline", { class: `line series-${i % 5}`, "stroke-dasharray": dashes[i], points: points(edge(places, s.y)) });
+      const path = make("polyline", { class: `line series-${i % 5}`, "stroke-dasharray": dashes[i], points: points(places.map((n) => [x(s.x[n]), y(s.y[n])])) });
       const every = Math.ceil(places.length / 40); // markers of long series would run into one another
       const shapes = places.filter((_, n) => n % every === 0).map((n) => marker(i, x(s.x[n]), y(s.y[n]), {},
-        make("title", {}, `${s.name ?? ""} at ${show(s.x[n])}: ${mechlab.scoreText({ value: s.y[n], low: s.low?.[n], high: s.high?.[n] })}`)));
-      return make("g", {}, band || null, path, shapes);
+        make("title", {}, `${s.name ?? ""} at ${show(s.x[n])}: ${show(s.y[n])}`)));
+      return make("g", {}, path, shapes);
     });
-    const upright = marks.map((m) => make("g", {}, make("line", { class: "mark", x1: x(m.x), x2: x(m.x), y1: TOP, y2: bottom }), make("text", { x: x(m.x) + 4, y: TOP + 10 }, m.label ?? "")));
+    const upright = marks.map((m) => make("g", {}, make("line", { class: "mark", x1: x(m.x), x2: x(m.x), y1: TOP, y2: bottom }), make("text", { class: "mark-label", x: x(m.x) + 4, y: bottom - 7 }, m.label ?? "")));
     const chart = svg(label || `${ylabel} against ${xlabel}: ${series.map((s) => s.name).join(", ")}`, axes(x, y, xlabel, ylabel), drawn, upright);
     return series.length > 1 ? make("div", { class: "chart-box" }, chart, legend(series.map((s) => s.name), dashes)) : chart;
   }

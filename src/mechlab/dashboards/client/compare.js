@@ -26,8 +26,7 @@
       tabs.forEach((tab, i) => tab.setAttribute("aria-pressed", parts[i] === part));
       body.replaceChildren(...(part === "dictionaries" ? dictionaries : circuits)(block[part], left, right, state, remember));
     }
-    root.append(make("h2", { dir: "auto" }, left, " ", make("small", {}, "and"), " ", right), parts.length > 1 && make("div", { class: "kinds" }, tabs), body);
-    if (parts.length < 2) root.querySelector(".kinds")?.remove();
+    root.append(make("h2", { dir: "auto" }, left, " ", make("small", {}, "and"), " ", right), ...(parts.length > 1 ? [make("div", { class: "kinds" }, tabs)] : []), body);
     fill();
   }
 

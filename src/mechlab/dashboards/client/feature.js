@@ -66,7 +66,7 @@
     if (!said.length) return panel("Explanation", quiet(why ? `None: ${why}.` : all.flags[row] === "dead" ? "It never fires on this text." : "None."));
     return said.map(({ text, by, author, scores = [], why }) => panel("Explanation", make("p", { class: "explanation", dir: "auto" }, text),
       quiet(`by ${by}${author && author !== by ? `, ${author}` : ""}`),
-      scores.length ? scores.map(scoreLine) : quiet(`Not scored${why ? `: ${why}` : ""}.`)));
+      scores.length ? [scores.map(scoreLine), quiet(features.LEGEND)].flat() : quiet(`Not scored${why ? `: ${why}` : ""}.`)));
   }
 
   function scoreLine(score) {
@@ -93,7 +93,7 @@
     const names = Object.keys(TABS).filter((name) => groups[name]?.length);
     if (!names.length) return [panel("Contexts", quiet("None.")), () => {}];
     const rows = (list) => make("ol", {}, list.map((context) => contextRow(one, context, mark)));
-    const contents = { quantiles: () => groups.quantiles.map((band) => [make("h4", {}, `${show(band.low)} to ${show(band.high)}`, make("small", {}, ` ${percent(band.share)} of the passages where it fires, ranked by their peak`)), rows(band.rows)]), judged: () => judged(groups.judged, record.confusion, rows) };
+    const contents = { quantiles: () => groups.quantiles.map((band) => [make("h4", {}, `${show(band.low)} to ${show(band.high)}`, make("small", {}, ` ${percent(band.share)} of the passages where it fires, ranked by their peak`)), rows(band.rows)]), near: () => [quiet("The feature is silent here, and one of its neighbours is not: at the framed token."), rows(groups.near)], judged: () => judged(groups.judged, record.confusion, rows) };
     const size = (name) => (name === "quantiles" ? groups[name].flatMap((band) => band.rows) : groups[name]).length;
     const toggle = (name, text) => make("button", { type: "button", "aria-pressed": String(query.has(name)), onclick: ({ currentTarget }) => {
       set(name, query.has(name) ? "" : "1");
@@ -155,6 +155,7 @@
     function draw() {
       const from = full ? 0 : Math.max(0, c - SHORT), to = full ? t.length : Math.min(t.length, c + SHORT + 1);
       const chips = mechlab.tokens({ t: t.slice(from, to), a: a.filter(([at]) => at >= from && at < to).map(([at, value]) => [at - from, value]), c: c - from }, strings, { max });
+      if (of !== undefined) chips.children[c - from].classList.add("asks");
       // One stop of the tab key per context: the peak; arrows go on from there.
       const on = [...chips.querySelectorAll(".on")];
       on.forEach((chip) => { chip.tabIndex = chip.classList.contains("peak") ? 0 : -1; });
@@ -194,7 +195,8 @@
 
   function logits({ record: { logits: effects }, strings }) {
     const token = (place) => mechlab.tokens({ t: [place], a: [] }, strings);
-    return effects && panel("Effect on the next token", make("div", { class: "pair" }, ranked("Up", effects.up, token), ranked("Down", effects.down, token)));
+    return effects && panel("Effect on the next token", make("div", { class: "pair" }, ranked("Up", effects.up, token), ranked("Down", effects.down, token)),
+      quiet("Logits above their mean per unit of activation, before the final norm’s scale; what later layers make of the feature is not in it."));
   }
 
   function neighbours({ record: { near = {} }, all, list }) {
@@ -203,8 +205,8 @@
       return [make("a", { href: mechlab.link(["feature", other], list) }, other), " ", make("small", { class: "quiet", dir: "auto", title: said }, said)];
     };
     const head = (name) => (sees("circuit") ? make("a", { href: mechlab.link(["circuit"], { node: name }) }, name) : name);
-    const tables = [ranked("Similar direction (cosine)", near.cosine, link), ranked("Fires together", near.together, link), ranked("Heads that write it", near.heads, head)].filter(Boolean);
-    return tables.length > 0 && panel("Neighbours", make("div", { class: "pair" }, tables));
+    const tables = [ranked("Similar direction (cosine)", near.cosine, link), ranked("Fires together (Jaccard index)", near.together, link), ranked("Heads that write it", near.heads, head)].filter(Boolean);
+    return tables.length > 0 && panel("Neighbours", make("div", { class: "pair" }, tables), near.heads ? quiet("Of heads: what their output adds to the feature before its nonlinearity, mean over tokens where it is active.") : "");
   }
 
   function concepts({ record: { concepts: rows } }) {
@@ -220,7 +222,8 @@
     if (!steer?.length) return null;
     steer = [...steer].sort((a, b) => a.strength - b.strength);
     const plain = steer.find(({ strength }) => strength === 0), asked = steer.findIndex(({ strength }) => String(strength) === query.get("steer"));
-    const slider = make("input", { type: "range", min: 0, max: steer.length - 1, value: asked < 0 ? steer.length - 1 : asked, "aria-label": "Strength, in multiples of its maximum",
+    const first = steer.findIndex(({ strength }) => strength >= 1); // more of it often says nothing but one word
+    const slider = make("input", { type: "range", min: 0, max: steer.length - 1, value: asked >= 0 ? asked : first >= 0 ? first : steer.length - 1, "aria-label": "Strength, in multiples of its maximum",
       oninput: () => draw(), onchange: () => set("steer", String(steer[slider.value].strength)) });
     const reading = make("output"), body = make("div");
     function draw() {

@@ -14,6 +14,7 @@
     "flag:dead": "dead, dense or star",
     "concept:name": "also label: and by: (who explained); empty for any",
   };
+  const LEGEND = "● score, with its 95 % interval as a bar; ◇ control, the same measured where it should find nothing, such as on another feature.";
   const QUOTE = "To find it as text, put it in quotes.";
 
   // ---------- what is known of all features, read once ----------
@@ -203,7 +204,7 @@
     root.append(make("h2", {}, "Features"),
       make("div", { class: "find", role: "search" }, search, count, plotting, starred(all)), wrong,
       make("details", {}, make("summary", {}, "How to search"), make("dl", {}, Object.entries(HELP).map(([form, meaning]) => [make("dt", {}, make("code", {}, form)), make("dd", {}, meaning)]).flat())),
-      plot, make("div", { class: "card" }, table));
+      plot, make("div", { class: "card" }, table, scorers.length > 0 && make("p", { class: "quiet" }, LEGEND)));
     refresh();
     const step = (by) => {
       const links = [...table.querySelectorAll("tbody a")];
@@ -212,6 +213,6 @@
     mechlab.keys({ j: () => step(1), k: () => step(-1), p: () => plotting.click() }, "j, k: next and previous row; p: plot");
   }
 
-  mechlab.features = { read, found, star, stars, scoreBar };
+  mechlab.features = { read, found, star, stars, scoreBar, LEGEND };
   mechlab.view("features", { title: "Features", open });
 })();

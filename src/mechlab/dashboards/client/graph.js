@@ -32,6 +32,7 @@
     over.append(...boxes);
     const svg = make("svg", { role: "group", "aria-label": label, width: drawing.width, height: drawing.height,
       viewBox: `0 0 ${drawing.width} ${drawing.height}` }, rails, under, over);
+    svg.style.setProperty("--own", `${drawing.width}px`); // narrow screens see it a little smaller, then scroll
     const element = make("div", { class: "graph" }, make("div", { class: "scroll", tabindex: 0 }, svg), readout);
 
     function line(i) {

@@ -21,12 +21,12 @@
     return nodes.filter((node) => node !== "");
   };
 
-  // One token as a chip: shade and underline grow with |value| / max; below zero the underline is dotted.
-  mechlab.token = (text, value, max, { peak = false, signed = false, what = "activation" } = {}) => {
+  // One token as a chip: shade and underline grow with value / max.
+  mechlab.token = (text, value, max, { peak = false, what = "activation" } = {}) => {
     const span = make("span", {}, mechlab.visible(text));
     if (value) {
-      span.className = `on${peak ? " peak" : ""}${signed && value < 0 ? " below" : ""}`;
-      span.style.setProperty("--a", max ? Math.min(1, Math.abs(value) / max).toFixed(3) : 0);
+      span.className = `on${peak ? " peak" : ""}`;
+      span.style.setProperty("--a", max ? Math.min(1, value / max).toFixed(3) : 0);
       span.title = `${what} ${show(value)}`;
       span.setAttribute("role", "img"); // a plain span may not carry a label
       span.setAttribute("aria-label", `${text}, ${what} ${show(value)}`);
@@ -34,11 +34,11 @@
     return span;
   };
 
-  mechlab.tokens = ({ t, a, c }, strings, { max, signed = false, what } = {}) => {
+  mechlab.tokens = ({ t, a, c }, strings, { max, what } = {}) => {
     const values = new Map(a);
-    const top = max || Math.max(0, ...a.map(([, value]) => Math.abs(value)));
+    const top = max || Math.max(0, ...a.map(([, value]) => value));
     return make("div", { class: "text", dir: "auto" }, t.map((number, i) => {
-      const span = mechlab.token(strings[number], values.get(i), top, { peak: i === c, signed, what });
+      const span = mechlab.token(strings[number], values.get(i), top, { peak: i === c, what });
       span.dataset.place = i;
       return span;
     }));
