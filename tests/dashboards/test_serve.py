@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -11,12 +12,15 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from dashboards.live_parts import TEXT, run_at
 from dashboards.serve_client import ACT, STEER, ask, refused, running
-from mechlab.artifacts import Artifact
+from mechlab.artifacts import Artifact, open_artifact
+from mechlab.cli.dashboard_serve import ServeConfig, _page
+from mechlab.cli.main import main
 from mechlab.dashboards.live import ActivationsRequest, SteerRequest
 from mechlab.dashboards.serve import Server
 from mechlab.errors import MechlabError
@@ -244,9 +248,21 @@ def test_what_cannot_be_served_is_said_in_a_line(live, site, tmp_path):
             Server(live, site, **options)
 
 
+def test_a_dashboard_of_another_dictionary_is_not_served(live, site):
+    for found, fits in ((live.dictionary.artifact.manifest.fingerprint, True), ("0" * 64, False)):
+        of = Artifact(site.path, replace(site.manifest, inputs={"dictionary": found}))
+        if fits:
+            Server(live, of).server_close()
+            continue
+        with pytest.raises(MechlabError, match="dashboard is of another dictionary"):
+            Server(live, of)
+
+
 @pytest.mark.slow
 def test_the_command_serves_until_it_is_interrupted(tmp_path, tmp_path_factory):
+    """A run that has no dashboard yet; then the same port again, with a dashboard of another version."""
     run = run_at(tmp_path / "run", tmp_path_factory.getbasetemp())
+    shutil.rmtree(run / "dashboard")
     command = [sys.executable, "-m", "mechlab", "dashboard", "serve", str(run), "--json"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
@@ -254,35 +270,71 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path, tmp_path_factory):
     ) as process:
         try:
             assert process.stderr is not None
-            line = process.stderr.readline()
-            found = re.search(r"serving http://127\.0\.0\.1:(\d+)/$", line.strip())
-            assert found, line
-            connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=60)
+            lines = []
+            while not (
+                found := re.search(r"serving http://127\.0\.0\.1:(\d+)/$", lines[-1] if lines else "")
+            ):
+                lines.append(process.stderr.readline().rstrip())
+                assert lines[-1], "\n".join(lines)
+            assert lines[0] == f"mechlab: {run} has no dashboard yet: building {run / 'dashboard'}"
+            assert open_artifact(run / "dashboard", "dashboard").manifest.config["views"][0] == "features"
+            port = int(found[1])
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request("POST", ACT, json.dumps({"text": TEXT}), {"Content-Type": "application/json"})
             assert connection.getresponse().status == 200
-            port = str(found[1])
+            manifest = json.loads((run / "dashboard" / "manifest.json").read_text())
+            manifest["config"]["client"] = "0" * 64
+            (run / "dashboard" / "manifest.json").write_text(json.dumps(manifest))
             again = subprocess.run(
-                [*command, "--port", port], capture_output=True, text=True, timeout=120, check=False
+                [*command, "--port", str(port)], capture_output=True, text=True, timeout=120, check=False
             )
             assert again.returncode == 2
-            assert (
-                again.stderr.strip() == f"mechlab: port is in use: 127.0.0.1:{port} (choose another --port)"
-            )
+            older, taken = again.stderr.strip().splitlines()
+            assert "was built by another version" in older
+            assert taken == f"mechlab: port is in use: 127.0.0.1:{port} (choose another --port)"
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 0
-    assert json.loads(out) == {"port": int(found[1]), "questions": 1}
+    assert json.loads(out) == {"port": port, "questions": 1}
     assert "Traceback" not in err
 
 
-def test_a_run_without_a_dashboard_is_refused(tmp_path, tmp_path_factory):
+@pytest.mark.slow
+def test_a_dashboard_that_the_run_cannot_take_stands_elsewhere(tmp_path, tmp_path_factory):
     run = run_at(tmp_path / "run", tmp_path_factory.getbasetemp())
-    done = subprocess.run(
-        [sys.executable, "-m", "mechlab", "dashboard", "serve", str(run), "--site", str(tmp_path)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "no dashboard here" in done.stderr
+    shutil.rmtree(run / "dashboard")
+    (run / "dashboard").write_text("in the way")
+    with contextlib.ExitStack() as rest:
+        place = _page(ServeConfig(run=run), rest)
+        assert not place.is_relative_to(run)
+        assert open_artifact(place, "dashboard").manifest.inputs["dictionary"]
+    assert not place.exists()
+    assert (run / "dashboard").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    ("site", "says"),
+    [("nothing", "no dashboard here"), ("run/sae", "holds another kind of artifact: dictionary")],
+)
+def test_what_is_no_dashboard_is_refused(tmp_path, tmp_path_factory, capsys, site, says):
+    run_at(tmp_path / "run", tmp_path_factory.getbasetemp())
+    with pytest.raises(SystemExit) as stopped:
+        main(["dashboard", "serve", str(tmp_path / "run"), "--site", str(tmp_path / site)])
+    assert stopped.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("lost", "says"), [("sae", "here"), ("features", "here"), ("manifest.json", "no run here")]
+)
+def test_a_run_that_lacks_a_part_is_refused(tmp_path, tmp_path_factory, capsys, lost, says):
+    run = run_at(tmp_path / "run", tmp_path_factory.getbasetemp())
+    (shutil.rmtree if lost != "manifest.json" else Path.unlink)(run / lost)
+    with pytest.raises(SystemExit) as stopped:
+        main(["dashboard", "serve", str(run)])
+    assert stopped.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert says in line

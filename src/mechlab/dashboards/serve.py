@@ -59,7 +59,8 @@ class Server(ThreadingHTTPServer):
         seconds: for a request to arrive, for an answer to leave, and for a question to wait and be
             worked on.
 
-    Raises MechlabError when the address is taken or cannot be had, or the token is too short.
+    Raises MechlabError when the address is taken or cannot be had, the token is too short, or the site
+    is of another dictionary.
 
     Attributes:
         token: the token, or None.
@@ -91,6 +92,12 @@ class Server(ThreadingHTTPServer):
             raise MechlabError("port is out of range", port, "0 to 65535; 0 takes any free one")
         if not 0 < seconds <= 3600:
             raise MechlabError("seconds are out of range", seconds, "more than 0, at most an hour")
+        shown_of, loaded = (
+            site.manifest.inputs.get("dictionary"),
+            live.dictionary.artifact.manifest.fingerprint,
+        )
+        if shown_of not in (None, loaded):
+            raise MechlabError("dashboard is of another dictionary", site.path, "build it again")
         self.seconds, self.answered = seconds, 0
         self.files = {**_files(site), "/api/info": Answer(as_json(live.info()))}
         self.questions: dict[str, tuple[type[Request], Ask]] = {

@@ -110,7 +110,7 @@ def write_site(site: Site, out: Path, *, limit: int = LIMIT, overwrite: bool = F
         "settings": dict(site.settings),
         "limit": limit,
         "head": _digest(script_json([site.title, dict(site.facts)])),
-        "client": _digest(style() + script()),
+        "client": client_digest(),
     }
     inputs = dict(site.inputs) or {"content": secrets.token_hex(32)}
     with writing(out, KIND, config=plan, seed=0, inputs=inputs, overwrite=overwrite) as writer:
@@ -157,6 +157,11 @@ def _shard(work: Path, name: str, text: str) -> str:
     with replacing(work / "data" / f"{name}.js") as handle:
         handle.write(f"mechlab.take('{name}','{quoted}')\n".encode("ascii"))
     return name
+
+
+def client_digest() -> str:
+    """What style and script are, as the manifest of a site records it under "client"."""
+    return _digest(style() + script())
 
 
 def _digest(text: str) -> str:
