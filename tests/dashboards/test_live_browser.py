@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from dashboards.live_parts import TEXT, codes_of, resid, site_at
-from dashboards.serve_client import running
+from dashboards.serve_client import STEER, running
 from mechlab.dashboards.serve import Server
 
 pytestmark = pytest.mark.browser
@@ -120,6 +121,64 @@ def test_a_feature_is_changed_and_the_change_is_seen(visit, live):
     assert "After (the same)" in tab.locator("[aria-label='Before and after']").inner_text()
 
 
+def test_the_outcome_says_of_what_it_is(visit):
+    """Also when other changes have been entered since, or the text is another one."""
+    tab = visit("#/live?text=The%20cat&edits=5%3Aablate%2C7%3Aclamp%3A1.5&new=5")
+    outcome = tab.locator("[aria-label='Before and after']")
+    told = "Features 5 ablated, 7 held at 1.50 times its maximum"
+    outcome.get_by_text(told, exact=True).wait_for()
+    tab.get_by_role("button", name="Take change 2 back").click()
+    assert outcome.locator(".told").inner_text() == told
+    tab.fill("#live-text", "The dog ran to the box")
+    tab.get_by_role("button", name="Run the model").click()
+    outcome.get_by_text("Feature 5 ablated", exact=True).wait_for()
+    assert tab.locator(".chip").count() == 6  # the reading above is of the same text
+    tab.get_by_role("button", name="Take change 1 back").click()
+    tab.get_by_role("button", name="Run the model").click()
+    outcome.get_by_text("Without any change", exact=True).wait_for()
+
+
+def test_a_feature_that_is_not_active_is_said_not_to_be(visit, live):
+    codes = codes_of(live, resid(live, TEXT)[0]).sum(0)
+    for feature, silent in ((int(codes.argmin()), 1), (int(codes.argmax()), 0)):
+        tab = visit(f"#/live?text={TEXT.replace(' ', '%20')}&feature={feature}")
+        tab.get_by_role("heading", name=f"Feature {feature} along the text").wait_for()
+        assert tab.get_by_text("It is not active in this text.").count() == silent
+        if not silent:  # the token on which it is most active is the one looked at
+            most = codes_of(live, resid(live, TEXT)[0])[:, feature].argmax()
+            assert tab.locator(".chip[aria-pressed=true]").get_attribute("data-place") == str(int(most))
+
+
+def test_work_can_be_seen_and_its_errors_stand_where_it_was_asked_for(visit, server):
+    kind, steer = server.questions[STEER]
+    go = threading.Event()
+
+    def held(asked, check):
+        assert go.wait(30)
+        return steer(asked, check)
+
+    tab = visit()
+    tab.expected = ["400 (Bad Request)"]
+    typed(tab)
+    server.questions[STEER] = (kind, held)
+    try:
+        button = tab.get_by_role("button", name="Run the model")
+        button.click()
+        tab.wait_for_selector("form.steer[aria-busy]")
+        assert "working" in button.evaluate("(node) => getComputedStyle(node, '::after').content")
+        go.set()
+        tab.wait_for_selector("[aria-label='Before and after'] table")
+        assert tab.locator("[aria-busy]").count() == 0
+    finally:
+        server.questions[STEER] = (kind, steer)
+    tab.get_by_label("New tokens").fill("65")
+    tab.get_by_label("Seed").focus()
+    tab.evaluate("document.querySelector('form.steer').noValidate = true")
+    tab.get_by_role("button", name="Run the model").click()
+    tab.locator("form.steer .wrong", has_text="new_tokens: Input should be less").wait_for()
+    assert tab.locator(".ask .wrong").inner_text() == ""
+
+
 def test_a_deep_link_runs_it_all(visit):
     tab = visit("#/live?text=The%20cat&edits=5%3Aablate%2C7%3Aclamp%3A1.5&new=5")
     tab.wait_for_selector("[aria-label='Before and after'] table")
@@ -133,9 +192,9 @@ def test_what_the_server_refuses_is_shown(visit):
     tab.expected = ["400 (Bad Request)"]
     tab.fill("#live-text", "cat " * 200)
     tab.keyboard.press("Control+Enter")
-    tab.locator(".wrong", has_text="text is too long: 200 tokens").wait_for()
+    tab.locator(".ask .wrong", has_text="text is too long: 200 tokens").wait_for()
     typed(tab, "The cat")
-    assert tab.locator(".wrong").inner_text() == ""
+    assert tab.locator(".ask .wrong").inner_text() == ""
 
 
 def test_hostile_texts_are_text(visit):

@@ -72,7 +72,7 @@ def test_the_page_is_the_site_s_with_a_policy_that_lets_it_ask(server, site):
         assert "connect-src 'self'" in headers["Content-Security-Policy"]
         assert "Content-Security-Policy" not in page
         facts = json.loads(re.search(r'id="b-site">(.*?)</script>', page)[1])
-        assert facts["live"] is True
+        assert facts["live"]["limits"]["characters"] == 4000
         # Every script of the page is allowed by its hash.
         assert headers["Content-Security-Policy"].count("'sha256-") == page.count("<script>") == 2
     assert (
@@ -155,7 +155,8 @@ def test_a_manifest_cannot_list_files_outside(live, site, tmp_path):
 @pytest.mark.parametrize("path", ["/", "/api/info", "/data/features-0.js"])
 def test_another_name_for_this_server_is_refused(server, host, path):
     status, error = refused(server, "GET", path, Host=host.format(port=server.port))
-    assert (status, error) == (403, "this server goes by another name")
+    assert status == 403
+    assert error.startswith("this server goes by another name")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class Server(ThreadingHTTPServer):
         if shown_of not in (None, loaded):
             raise MechlabError("dashboard is of another dictionary", site.path, "build it again")
         self.seconds, self.answered = seconds, 0
-        self.files = {**_files(site), "/api/info": Answer(as_json(live.info()))}
+        self.files = {**_files(site, live.info()), "/api/info": Answer(as_json(live.info()))}
         self.questions: dict[str, tuple[type[Request], Ask]] = {
             "/api/activations": (ActivationsRequest, lambda asked, _: live.activations(asked)),
             "/api/steer": (SteerRequest, live.steer),
@@ -212,7 +212,7 @@ class Server(ThreadingHTTPServer):
             self._places.release()
 
 
-def _files(site: Artifact) -> dict[str, Answer]:
+def _files(site: Artifact, info: dict[str, Any]) -> dict[str, Answer]:
     """Address → file, for the files that the site's manifest lists, and the page made a live one."""
     root = site.path.resolve()
     found: dict[str, Answer] = {}
@@ -220,14 +220,14 @@ def _files(site: Artifact) -> dict[str, Answer]:
         path = (root / name).resolve()
         if path.is_relative_to(root) and path.suffix in _TYPES:
             found[f"/{name}"] = Answer(path, _TYPES[path.suffix])
-    page, policy = _live_page((root / INDEX).read_text(encoding="utf-8"))
+    page, policy = _live_page((root / INDEX).read_text(encoding="utf-8"), info)
     found["/"] = found[f"/{INDEX}"] = Answer(
         page.encode(), _TYPES[".html"], headers={"Content-Security-Policy": policy}
     )
     return found
 
 
-def _live_page(page: str) -> tuple[str, str]:
+def _live_page(page: str, info: dict[str, Any]) -> tuple[str, str]:
     """A site's page with the view that asks the model, and its policy, which becomes a header.
 
     Policies only add up: one left in the page would forbid it to ask the server.
@@ -237,7 +237,7 @@ def _live_page(page: str) -> tuple[str, str]:
     end = page.rfind("</body>")
     if meta is None or block is None or end < 0:
         raise MechlabError("page of the site cannot be read", INDEX, "build the dashboard again")
-    facts = script_json({**json.loads(block[2]), "live": True})
+    facts = script_json({**json.loads(block[2]), "live": info})
     script, style = ((CLIENT / f"live.{ending}").read_text() for ending in ("js", "css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = html.unescape(meta[1]).replace("script-src ", f"script-src 'sha256-{digest}' ")

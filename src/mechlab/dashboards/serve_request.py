@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         host = self.headers.get("Host", "").lower()
         if server.names is not None and re.sub(r":\d+$", "", host) not in server.names:
-            raise Refused(403, "this server goes by another name")
+            raise Refused(403, "this server goes by another name: open the address that its terminal shows")
         path, _, query = self.path.partition("?")
         origin = self.headers.get("Origin")
         if self.command == "POST" and origin is not None and origin.lower().partition("://")[2] != host:
@@ -150,7 +150,11 @@ class Handler(BaseHTTPRequestHandler):
         if asked and _same(asked, token):
             return {"Set-Cookie": f"{name}={token}; HttpOnly; SameSite=Strict; Path=/"}
         if not any(_same(each, token) for each in shown):
-            raise Refused(401, "token is missing or wrong", WWW_Authenticate="Bearer")
+            raise Refused(
+                401,
+                "token is missing or wrong: open the address that the server's terminal shows",
+                WWW_Authenticate="Bearer",
+            )
         return {}
 
     def _body(self) -> bytes:

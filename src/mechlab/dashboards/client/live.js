@@ -1,10 +1,10 @@
 "use strict";
 // A text of one's own: which features it activates, and what the model does when some are changed.
-// Needs the server of `mechlab dashboard serve`; facts.live says whether it is there.
+// Needs the server of `mechlab dashboard serve`, which puts what can be asked of it into facts.live.
 (() => {
   const { make, show, percent } = mechlab;
   const MODES = { add: "add", ablate: "ablate", clamp: "hold at" };
-  const LIMITS = { edits: 8, strength: 100, tokens: 64, characters: 4000 };
+  const LIMITS = mechlab.facts.live?.limits ?? {};
 
   // The token has become a cookie, and need not stay in the address and the history.
   if (mechlab.facts.live && location.search) history.replaceState(null, "", location.pathname + location.hash);
@@ -52,15 +52,14 @@
       columns.n.forEach((number, row) => said.set(number, columns.label?.[row] || columns.said?.[row] || ""));
     }
     const edits = read(query.get("edits")), asked = /^\d+$/.test(query.get("feature") ?? "") ? Number(query.get("feature")) : null;
-    let asking = null, found = null, place = 0;
+    let asking = null, found = null, looked = null, place = 0;
 
     const text = make("textarea", { id: "live-text", rows: 3, maxlength: LIMITS.characters, "data-search": "", required: true, dir: "auto", spellcheck: "false" });
     text.value = query.get("text") ?? (await example(asked));
-    const wrong = make("p", { class: "wrong", role: "alert" });
     const reading = make("section", { class: "card", hidden: true, "aria-label": "Activations" });
     const changes = make("div", { class: "changes" }), outcome = make("section", { class: "card", hidden: true, "aria-label": "Before and after" });
     const number = (name, value, attributes) => make("input", { type: "number", value: query.get(name) ?? value, onchange: ({ target }) => set(name, target.value === String(value) ? "" : target.value), ...attributes });
-    const count = number("new", 20, { min: 0, max: LIMITS.tokens }), warmth = number("temperature", 0, { min: 0, max: 2, step: 0.1 }), seed = number("seed", 0, { min: 0 });
+    const count = number("new", 20, { min: 0, max: LIMITS.new_tokens }), warmth = number("temperature", 0, { min: 0, max: 2, step: 0.1 }), seed = number("seed", 0, { min: 0 });
 
     function set(name, value) {
       if (value !== "" && value !== null && value !== undefined) query.set(name, value);
@@ -71,26 +70,32 @@
     const about = (feature) => make("span", { class: "about quiet", dir: "auto", title: said.get(feature) }, said.get(feature) || "");
 
     // One question at a time: a new one takes the place of the last.
-    async function during(what, question, then) {
+    async function during(form, what, question, then) {
       asking?.abort();
       const here = (asking = new AbortController());
-      root.setAttribute("aria-busy", "true");
-      wrong.textContent = "";
+      for (const each of [reader, changer]) each.toggleAttribute("aria-busy", each === form);
+      for (const each of root.querySelectorAll(".wrong")) each.textContent = "";
+      mechlab.say("Working");
       try {
         then(await ask(what, question, here.signal));
       } catch (error) {
-        if (error.name !== "AbortError") wrong.textContent = error.message;
+        if (error.name === "AbortError") return;
+        const wrong = form.querySelector(".wrong");
+        wrong.textContent = error.message;
+        wrong.scrollIntoView({ block: "nearest" });
       } finally {
-        if (asking === here) root.removeAttribute("aria-busy");
+        if (asking === here) form.removeAttribute("aria-busy");
       }
     }
 
     // ---------- activations ----------
     function look() {
-      set("text", text.value);
-      return during("activations", { text: text.value, features: /^\d+$/.test(query.get("feature") ?? "") ? [Number(query.get("feature"))] : [] }, (value) => {
-        found = value;
-        place = Math.min(place, value.pieces.length - 1);
+      const said = text.value;
+      set("text", said);
+      return during(reader, "activations", { text: said, features: /^\d+$/.test(query.get("feature") ?? "") ? [Number(query.get("feature"))] : [] }, (value) => {
+        [found, looked] = [value, said];
+        const [values = []] = Object.values(value.features), most = Math.max(0, ...values);
+        place = most ? values.indexOf(most) : Math.min(place, value.pieces.length - 1);
         showReading();
         mechlab.say(`${value.pieces.length} tokens`);
       });
@@ -133,6 +138,7 @@
       fill();
       reading.hidden = false;
       reading.replaceChildren(make("h3", {}, chosen && values.length ? ["Feature ", link(chosen), " along the text ", about(Number(chosen))] : "Tokens; choose one to see its features"), line,
+        chosen && values.length && !max && make("p", { class: "quiet" }, "It is not active in this text.") || "",
         found.unknown > 0 && make("p", { class: "quiet" }, `${found.unknown} ${found.unknown === 1 ? "word is" : "words are"} not in the model's vocabulary.`) || "",
         panel);
     }
@@ -169,7 +175,7 @@
         const note = make("span", {}, about(edit.feature));
         const strength = make("input", { type: "number", step: "any", min: -LIMITS.strength, max: LIMITS.strength, value: edit.mode === "ablate" ? "" : edit.strength, disabled: edit.mode === "ablate", onchange: ({ target }) => keep("strength", Number(target.value)) });
         return make("fieldset", { "data-feature": edit.feature }, make("legend", { class: "sr" }, `Change ${i + 1}`),
-          labelled("Feature", make("input", { type: "number", min: 0, value: edit.feature, onchange: ({ target }) => keep("feature", Number(target.value)) })),
+          labelled("Feature", make("input", { type: "number", min: 0, max: mechlab.facts.live.features - 1, value: edit.feature, onchange: ({ target }) => keep("feature", Number(target.value)) })),
           labelled("Change", make("select", { onchange: ({ target }) => keep("mode", target.value) }, Object.entries(MODES).map(([mode, title]) => make("option", { value: mode, selected: mode === edit.mode }, title)))),
           labelled("Times its maximum", strength),
           make("button", { type: "button", "aria-label": `Take change ${i + 1} back`, onclick: () => { edits.splice(i, 1); showChanges(); more.focus(); } }, "✕"), note);
@@ -182,21 +188,28 @@
       change(known.find((feature) => !edits.some((each) => each.feature === feature)) ?? Math.max(-1, ...edits.map(({ feature }) => feature)) + 1);
     } }, "Add a change");
 
-    function compare() {
-      set("text", text.value);
-      return during("steer", { text: text.value, edits, new_tokens: Number(count.value), temperature: Number(warmth.value), seed: Number(seed.value) }, (value) => {
-        showOutcome(value);
+    async function compare() {
+      if (looked !== text.value) {
+        await look();
+        if (looked !== text.value) return; // refused, or asked again meanwhile
+      }
+      const said = text.value, changed = edits.map((edit) => ({ ...edit }));
+      return during(changer, "steer", { text: said, edits: changed, new_tokens: Number(count.value), temperature: Number(warmth.value), seed: Number(seed.value) }, (value) => {
+        showOutcome(value, said, changed);
         mechlab.say(`Changed by ${show(value.kl)} nats per token`);
       });
     }
 
-    function showOutcome({ pieces, kl, kl_pieces: moved, next, continuation }) {
+    const told = ({ feature, mode, strength }) => [link(feature), { ablate: " ablated", add: ` added at ${show(strength)} times its maximum`, clamp: ` held at ${show(strength)} times its maximum` }[mode]];
+
+    function showOutcome({ pieces, kl, kl_pieces: moved, next, continuation }, begin, changed) {
       const most = Math.max(...next.map(({ before, after }) => Math.max(before, after)));
       const bar = (share) => make("span", { class: "share" }, make("span", { class: "fill", style: `width: ${(100 * share) / most}%`, "aria-hidden": "true" }), make("span", {}, percent(share)));
-      const written = (title, said) => make("div", {}, make("h3", {}, title), make("p", { class: "text", dir: "auto" }, make("span", { class: "quiet" }, mechlab.visible(text.value.slice(-60))), make("b", {}, mechlab.visible(said))));
+      const written = (title, said) => make("div", {}, make("h3", {}, title), make("p", { class: "text", dir: "auto" }, make("span", { class: "quiet" }, mechlab.visible(begin.slice(-60))), make("b", {}, mechlab.visible(said))));
       const same = continuation.before === continuation.after;
       outcome.hidden = false;
       outcome.replaceChildren(
+        make("p", { class: "told" }, changed.length ? [changed.length > 1 ? "Features " : "Feature ", changed.flatMap((edit, i) => [i ? ", " : "", ...told(edit)]).filter(Boolean)].flat() : "Without any change"),
         make("p", {}, "KL ", make("b", {}, show(kl)), " nats per token between what the model expects before and after", kl === 0 ? ": nothing changed." : "; by token:"),
         make("div", { class: "text", dir: "auto" }, pieces.map((piece, i) => {
           const chip = mechlab.token(piece, moved[i], Math.max(...moved));
@@ -219,12 +232,12 @@
     const submit = (then) => (event) => { event.preventDefault(); then(); };
     const enter = (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) event.currentTarget.form.requestSubmit(); };
     text.addEventListener("keydown", enter);
-    root.append(
-      make("form", { class: "ask", onsubmit: submit(look) }, make("label", { for: "live-text" }, "Text"), text, make("p", {}, make("button", { type: "submit" }, "Show activations"), make("span", { class: "quiet" }, " Ctrl+Enter"))),
-      wrong, reading,
-      make("form", { class: "card steer", onsubmit: submit(compare) }, make("h3", {}, "Change features and compare"), changes,
-        make("p", { class: "with" }, more, labelled("New tokens", count), labelled("Temperature", warmth), labelled("Seed", seed), make("button", { type: "submit" }, "Run the model"))),
-      outcome);
+    const wrong = () => make("p", { class: "wrong", role: "alert" });
+    const reader = make("form", { class: "ask", onsubmit: submit(look) }, make("label", { for: "live-text" }, "Text"), text,
+      make("p", {}, make("button", { type: "submit" }, "Show activations"), make("span", { class: "quiet" }, ` Ctrl+Enter; up to ${LIMITS.characters} characters`)), wrong());
+    const changer = make("form", { class: "card steer", onsubmit: submit(compare) }, make("h3", {}, "Change features and compare"), changes,
+      make("p", { class: "with" }, more, labelled("New tokens", count), labelled("Temperature", warmth), labelled("Seed", seed), make("button", { type: "submit" }, "Run the model")), wrong());
+    root.append(reader, reading, changer, outcome);
     showChanges();
     mechlab.keys({ r: () => compare() }, "/: to the text; r: run the model with the changes");
     if (text.value) look().then(() => edits.length && compare());
