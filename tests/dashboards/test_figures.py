@@ -93,14 +93,13 @@ def test_dots_are_those_of_the_drawing(tmp_path: Path) -> None:
 @drawing
 def test_sizes_can_be_chosen(tmp_path: Path) -> None:
     assert png_size(save_figure(SVG, tmp_path / "a.png", width=60, scale=3.0).read_bytes()) == (180, 240)
-    assert png_size(save_figure(figure(), tmp_path / "b.png", height=150, scale=1.0).read_bytes()) == (
-        300,
-        150,
-    )
-    root = ElementTree.fromstring(save_figure(SVG, tmp_path / "a.svg", width=60, height=40).read_text())
-    assert (root.get("width"), root.get("height"), root.get("viewBox")) == ("60", "40", "0 0 120 80")
-    bare = Figure(Scatter(x=[1], y=[1]))
-    assert png_size(save_figure(bare, tmp_path / "c.png", scale=1.0).read_bytes()) == (700, 450)
+    for made, sizes, wanted in (
+        (SVG, {"width": 60, "height": 40}, ("60", "40", "0 0 120 80")),
+        (figure(), {"height": 150}, ("300", "150", "0 0 300 150")),
+        (Figure(Scatter(x=[1], y=[1])), {}, ("700", "450", "0 0 700 450")),
+    ):
+        root = ElementTree.fromstring(save_figure(made, tmp_path / "a.svg", **sizes).read_text())
+        assert (root.get("width"), root.get("height"), root.get("viewBox")) == wanted
 
 
 @pytest.mark.browser

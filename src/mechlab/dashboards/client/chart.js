@@ -2,7 +2,7 @@
 // Charts as SVG: bars, lines and scatters. Series differ by dash and marker, never by colour alone.
 (() => {
   const { make, show } = mechlab;
-  const W = 560, H = 260, LEFT = 56, RIGHT = 14, TOP = 12, BOTTOM = 42;
+  const W = 560, H = 260, LEFT = 64, RIGHT = 14, TOP = 12, BOTTOM = 42;
   const DASHES = ["", "7 4", "2 3", "10 3 2 3", "5 2 1 2 1 2"];
   const MANY = 3000; // points beyond which a scatter is a canvas
 
