@@ -77,7 +77,7 @@ def greedy(subject: Subject, prompt: str, count: int) -> str:
     start = tokens.shape[1]
     for _ in range(count):
         tokens = torch.cat([tokens, subject.logits(tokens)[:, -1:].argmax(-1)], dim=1)
-    return subject.tokenizer.decode(tokens[0, start:].tolist())
+    return "".join(subject.token_text(token) for token in tokens[0, start:].tolist())
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import pytest
 from dashboards.live_parts import TEXT
 from dashboards.serve_client import ACT, STEER, ask, raw, refused, running
 from mechlab.dashboards.live import Change, SteerRequest
+from mechlab.dashboards.serve_request import Answer
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE", "FOO", "CONNECT"])
@@ -156,6 +157,19 @@ def test_slow_clients_are_cut_off(live, site):
         idle.close()
         owing.close()
         assert ask(server, "GET", "/api/info")[0] == 200
+
+
+def test_a_large_page_may_take_its_time(live, site):
+    """40 MB, more than what the system takes off the server at once, over three times the limit."""
+    with running(live, site, seconds=1.0) as server:
+        server.files["/large.js"] = Answer(b"x" * 40_000_000, "text/javascript")
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            connection.sendall(b"GET /large.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            time.sleep(3)
+            count = 0
+            while piece := connection.recv(1 << 20):
+                count += len(piece)
+        assert count > 40_000_000
 
 
 def test_many_idle_connections_do_not_use_up_threads(live, site):

@@ -56,7 +56,7 @@ class Server(ThreadingHTTPServer):
         site: a site that ``write_site`` made.
         host, port: where to listen; port 0 takes any free one.
         token: what clients must show; any host but this machine's own gets one when none is given.
-        seconds: for a request to arrive, for an answer to leave, and for a question to wait and be
+        seconds: for a request to arrive, for a short answer to leave, and for a question to wait and be
             worked on.
 
     Raises MechlabError when the address is taken or cannot be had, the token is too short, or the site

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BODY = 64 * 1024
 _DISCARDED, _LINGER = 16 * 1024 * 1024, 2.0
+# Bytes per second that a client's line must carry: a large page takes its time through a tunnel.
+_SLOWEST = 100_000
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -184,7 +186,7 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, answer: Answer) -> None:
         body = answer.body
         assert isinstance(body, bytes)
-        self.connection.settimeout(self.server.seconds)
+        self.connection.settimeout(self.server.seconds + len(body) / _SLOWEST)
         self.send_response(answer.status)
         for name, value in {**_HEADERS, **answer.headers}.items():
             self.send_header(name, value)

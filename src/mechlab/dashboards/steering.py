@@ -24,6 +24,7 @@ from torch import Tensor
 from mechlab.errors import MechlabError
 from mechlab.features.continuations import continuations
 from mechlab.features.index import FeatureIndex
+from mechlab.features.vocabulary import Vocabulary
 from mechlab.interventions.edit import editing
 from mechlab.models.subject import Subject
 from mechlab.sae.splice import Placed
@@ -43,7 +44,7 @@ class Steered:
     Attributes:
         strength: in multiples of the feature's largest activation.
         kl: nats per token.
-        texts: continuation of every prompt.
+        texts: continuation of every prompt, leading spaces kept.
     """
 
     strength: float
@@ -90,7 +91,8 @@ def steering_samples(
             raise MechlabError("feature is never active, so it has no strength", feature, "steer live ones")
     levels = sorted({0.0, *(float(each) for each in strengths)})
     tokens = [subject.tokens(prompt) for prompt in said]
-    plain = [_Plain.of(subject, each, new_tokens) for each in tokens]
+    words = index.text.vocabulary
+    plain = [_Plain.of(subject, words, each, new_tokens) for each in tokens]
     unchanged = tuple(each.text for each in plain)
     directions = dictionary.sae.W_dec.detach()
     if index.about.get("signs"):
@@ -111,7 +113,8 @@ def steering_samples(
             with _added(subject, dictionary, vectors):
                 many = each[None].expand(len(vectors), -1)
                 effect += clean.divergence(subject.logits(many))
-                texts.append(_texts(subject, continuations(subject, many, new_tokens, temperature=0.0)))
+                made = continuations(subject, many, new_tokens, temperature=0.0)
+                texts.append([words.string(row) for row in made.numpy()])
             counted += len(each)
         kl = effect / counted
         for place, feature in enumerate(some):
@@ -150,10 +153,10 @@ class _Plain:
     text: str
 
     @classmethod
-    def of(cls, subject: Subject, tokens: Int[Tensor, "pos"], new_tokens: int) -> _Plain:
+    def of(cls, subject: Subject, words: Vocabulary, tokens: Int[Tensor, "pos"], new_tokens: int) -> _Plain:
         logits = subject.logits(tokens[None])[0].float()
         made = continuations(subject, tokens[None], new_tokens, temperature=0.0)
-        return cls(logits.log_softmax(-1), _texts(subject, made)[0])
+        return cls(logits.log_softmax(-1), words.string(made[0].numpy()))
 
     def divergence(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[np.ndarray, "row"]:
         """KL(clean || steered) of every row, summed over the tokens."""
@@ -174,7 +177,3 @@ def _added(subject: Subject, dictionary: Placed, vectors: Float[Tensor, "row d_o
 
 def _adding(part: Float[Tensor, "row d"]) -> Callable[[Tensor], Tensor]:
     return lambda value: value + part[:, None].to(value)
-
-
-def _texts(subject: Subject, tokens: Int[Tensor, "row new"]) -> list[str]:
-    return [str(subject.tokenizer.decode(row)) for row in tokens.tolist()]
