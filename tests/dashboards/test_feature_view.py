@@ -55,6 +55,31 @@ def test_explanations_with_all_that_is_known_of_their_scores(feature, limit):
     assert "Feature 33" in tab.title()
 
 
+def test_a_long_explanation_is_folded(visit_site):
+    text = " or ".join(f"' word{n}'" for n in range(200))
+
+    def long():
+        for name, block in blocks():
+            if name == "features-0":
+                block["features"]["33"]["said"][0]["text"] = text
+            yield name, block
+
+    tab = visit_site(replace(SITE, blocks=long), "#/feature/33")
+    opened(tab, 33)
+    first, second = card(tab, "Explanation").all()
+    height = lambda: first.locator(".explanation").bounding_box()["height"]  # noqa: E731
+    folded = height()
+    assert folded < 200
+    first.get_by_role("button", name="Show all of it").click()
+    assert height() > 2 * folded
+    assert first.get_by_role("button", name="Show less").get_attribute("aria-expanded") == "true"
+    first.get_by_role("button", name="Show less").click()
+    assert height() == folded
+    tab.emulate_media(media="print")
+    assert height() > 2 * folded
+    assert second.get_by_role("button").count() == 0
+
+
 def contexts(tab) -> list[str]:
     return tab.locator("#contexts .text").all_inner_texts()
 

@@ -3,6 +3,7 @@
 (() => {
   const { make, show, percent, features } = mechlab;
   const SHORT = 6; // tokens on either side of the peak while a context is short
+  const LONG = 400; // letters beyond which an explanation is folded
   const TABS = { top: "Top", quantiles: "Quantiles", near: "Near misses", random: "Random", judged: "Judged" };
   const JUDGED = [["fp", "Said to fire, is silent", true, false], ["fn", "Fires, missed", false, true], ["tp", "Fires, found", true, true], ["tn", "Silent, and said to be", false, false]];
   const panel = (title, ...children) => make("section", { class: "card" }, make("h3", {}, title), ...children);
@@ -64,9 +65,24 @@
   // ---------- explanations and their scores ----------
   function explanations({ record: { said = [], why }, all, row }) {
     if (!said.length) return panel("Explanation", quiet(why ? `None: ${why}.` : all.flags[row] === "dead" ? "It never fires on this text." : "None."));
-    return said.map(({ text, by, author, scores = [], why }) => panel("Explanation", make("p", { class: "explanation", dir: "auto" }, text),
+    return said.map(({ text, by, author, scores = [], why }) => panel("Explanation", ...sentence(text),
       quiet(`by ${by}${author && author !== by ? `, ${author}` : ""}`),
       scores.length ? [scores.map(scoreLine), quiet(features.LEGEND)].flat() : quiet(`Not scored${why ? `: ${why}` : ""}.`)));
+  }
+
+  // Rules can be very long: then the page shows how they begin.
+  function sentence(text) {
+    const words = make("p", { class: "explanation", dir: "auto" }, text);
+    if (text.length <= LONG) return [words];
+    const more = make("button", { type: "button", onclick: () => fold(words.classList.contains("whole")) });
+    const fold = (short) => {
+      words.classList.toggle("whole", !short);
+      more.textContent = short ? "Show all of it" : "Show less";
+      more.setAttribute("aria-expanded", !short);
+    };
+    words.classList.add("long");
+    fold(true);
+    return [words, more];
   }
 
   function scoreLine(score) {
