@@ -190,7 +190,7 @@ def test_hostile_strings_are_shown_and_not_run(compared, block):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("address", ["#/compare?show=all", "#/compare?part=circuits"])
+@pytest.mark.parametrize("address", ["#/compare?show=all&q=word1", "#/compare?part=circuits"])
 def test_accessible(compared, address, scheme):
     tab = compared(address)
     tab.emulate_media(color_scheme=scheme)

@@ -72,8 +72,9 @@ def rows_of(index: FeatureIndex, context: dict, strings: list[str]) -> slice:
     """The rows that a context claims to be from, checked by what they say; "at" is a token in its centre."""
     row = int(np.flatnonzero(index.text.document == context["d"])[0]) + context["at"]
     wanted = [strings[number] for number in context["t"]]
-    for start in range(row, max(-1, row - 60), -1):
-        for stop in range(row + 1, start + 60):
+    far = RADIUS + 4  # a character is not cut in two
+    for start in range(row, max(-1, row - far), -1):
+        for stop in range(row + 1, row + far):
             pieces = index.text.vocabulary.pieces(index.text.tokens[start:stop])
             if [piece.text or f"<{24}>" for piece in pieces] == wanted:
                 centre = pieces[context["c"]]
