@@ -155,7 +155,7 @@ def test_a_new_note_makes_a_new_site(done: Path, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["build"], "nothing to show (name a run, or pass --index or --circuit)"),
+        (["build"], "nothing to show (name a run, or pass --index, --circuit or --graph)"),
         (["build", "{run}", "--index", "{run}/features"], "a run and a single artifact: --index"),
         (["build", "{run}", "--subject", "x"], "the model of a run is its own: x"),
         (["build", "--scores", "{run}/scores"], "nothing to show"),
