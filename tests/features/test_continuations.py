@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
@@ -86,27 +84,6 @@ def test_every_position_is_computed_once(subject: Subject) -> None:
     together = continuations(subject, prompts(subject), 4, temperature=0.0)
     assert torch.equal(torch.stack(written, dim=1), together)
     assert continuations(subject, prompts(subject), 0, temperature=0.0).shape == (3, 0)
-
-
-def test_a_padding_token_that_is_written_is_no_padding(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A model that says nothing but its padding token: transformers takes it for padding unless told."""
-    from transformers.utils import logging as theirs
-
-    subject = load_model(save_tiny_model(tmp_path, "gpt2"))
-    pad = subject.tokenizer.convert_tokens_to_ids("cat")
-    subject.module.config.pad_token_id = pad
-    one_of_a_kind = add(1e4 * subject.module.transformer.wte.weight[pad])
-    theirs.get_logger("transformers").addHandler(caplog.handler)
-    theirs.get_logger("transformers.modeling_utils").warning_once.cache_clear()
-    try:
-        with caplog.at_level(logging.WARNING), editing(subject, "ln_final.hook_out", one_of_a_kind):
-            found = continuations(subject, subject.tokens("the cat")[None], 4, temperature=0.0)
-            assert found.tolist() == [[pad] * 4]
-    finally:
-        theirs.get_logger("transformers").removeHandler(caplog.handler)
-    assert caplog.text == ""
 
 
 def test_what_cannot_be_written_is_refused(subject: Subject) -> None:

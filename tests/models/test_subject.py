@@ -254,3 +254,25 @@ def test_devices_and_dtypes() -> None:
             load_model("fable", quantisation="8bit")
     with pytest.raises(MechlabError, match="unknown dtype: float31"):
         load_model("fable", dtype="float31")
+
+
+def test_rows_padded_on_the_right_are_no_reason_to_warn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    model = save_tiny_model(tmp_path, "gpt2")
+    tokens = torch.tensor([[2, 3, 4, 0, 0]])  # <pad> at the end
+    logging.get_logger("transformers").addHandler(caplog.handler)
+    try:
+        for module, warns in (
+            (load_model(model).module, False),
+            (AutoModelForCausalLM.from_pretrained(model), True),
+        ):
+            logging.get_logger("transformers.modeling_utils").warning_once.cache_clear()
+            with caplog.at_level("WARNING", "transformers"):
+                module(tokens)
+            assert ("attention_mask" in caplog.text) == warns
+    finally:
+        logging.get_logger("transformers").removeHandler(caplog.handler)

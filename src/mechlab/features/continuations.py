@@ -65,10 +65,7 @@ def next_tokens(
     while True:
         _require_room(subject, seen.shape[1] + 1)
         if keeps:
-            # Nothing is padded. Unless told so, transformers suspects it where a padding token is written.
-            told = subject.module(
-                new, attention_mask=torch.ones_like(seen), past_key_values=past, use_cache=True
-            )
+            told = subject.module(new, past_key_values=past, use_cache=True)
             past, logits = told.past_key_values, told.logits[:, -1].float().cpu()
         else:
             logits = subject.logits(seen)[:, -1].float().cpu()

@@ -318,7 +318,13 @@ def load_model(
         module = module.to(place)
     module = module.eval()
     module.requires_grad_(False)
+    if layout_of(config).causal:
+        module.base_model.warn_if_padding_and_no_attention_mask = _no_warning
     return Subject(str(name), module, tokenizer, site_table(module))
+
+
+def _no_warning(*_: Any) -> None:
+    """Rows without a mask are padded on the right at most, which a causal model cannot see."""
 
 
 def _plain(value: Any) -> Any:
