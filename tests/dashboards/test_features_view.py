@@ -193,7 +193,14 @@ def test_favourites_are_kept_found_and_saved(toy):
     tab = toy("#/feature/33")
     tab.keyboard.press("s")
     assert tab.get_by_role("button", name="Favourite").get_attribute("aria-pressed") == "true"
-    tab.reload()
+    # The browser keeps it in another process: a page opened at once may not find it yet.
+    for _ in range(20):
+        tab.wait_for_timeout(100)
+        tab.reload()
+        star = tab.get_by_role("button", name="Favourite")
+        star.wait_for()
+        if star.get_attribute("aria-pressed") == "true":
+            break
     tab.evaluate("location.hash = '#/features?q=flag:star'")
     tab.wait_for_selector("[download]")
     assert numbers(tab) == [33]
