@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
+
 from mechlab.dashboards.drawing import SHOWN, draw
 
 
@@ -29,3 +33,21 @@ def test_what_is_left_out_is_told_and_strange_names_are_kept():
     assert drawing.omitted == 5
     assert min(edge.score for edge in drawing.edges) == 6.0
     assert "strange" in {node.name for node in drawing.nodes}
+
+
+def test_edges_straight_up_run_between_the_nodes():
+    """None of four heads is crossed by what passes their row, where it would seem to end."""
+    heads = [(f"a{layer}.h{head}", "logits", 0.1) for layer in (1, 2) for head in range(4)]
+    straight = [("m0", "m1", 0.1), ("m0", "m2", 1.0), ("embed", "logits", 0.9), ("embed", "m2", 0.8)]
+    drawing = draw([*heads, *straight])
+    for edge in drawing.edges:
+        if (edge.source, edge.reader) not in {pair[:2] for pair in straight}:
+            continue
+        x, y = np.array(re.findall(r"-?[\d.]+", edge.path), float).reshape(4, 2).T
+        t = np.linspace(0, 1, 200)
+        weights = np.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
+        for node in drawing.nodes:
+            if node.name.startswith("a"):
+                across = abs(x @ weights - node.x) < drawing.node_width / 2
+                along = abs(y @ weights - node.y) < drawing.node_height / 2
+                assert not (across & along).any(), (edge.source, edge.reader, node.name)

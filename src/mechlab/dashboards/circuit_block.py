@@ -60,7 +60,11 @@ def circuit_block(
         "facts": _facts(circuit),
         "scores": [
             score_value(found.faithfulness, "faithfulness"),
-            score_value(found.ratios, "mean of ratios", f"undefined on {found.undefined} prompts"),
+            score_value(
+                found.ratios,
+                "mean of ratios",
+                f"undefined on {found.undefined} prompts" if found.undefined else "",
+            ),
             score_value(found.kl, "KL from the model, nats"),
             score_value(found.cpr.area, "CPR", "area under faithfulness over sizes: the larger the better"),
             score_value(found.cmd.area, "CMD", "area between faithfulness and 1: the smaller the better"),

@@ -19,7 +19,7 @@ def circuit_page(circuit: Circuit, classes: Mapping[str, str] | None = None) -> 
         classes: node → class, where known; those of the circuit when None.
     """
     block = circuit_block(circuit, classes=classes)
-    return _page(block["title"], {"model": circuit.model[:16]}, block)
+    return _page(f"Circuit of {circuit.task}", {}, block)
 
 
 def graph_page(graph: FeatureGraph, subject: Subject, prompt: str) -> str:

@@ -160,9 +160,10 @@ def _edge(
     half = _NODE[1] / 2
     y0, y1 = start.y - half, end.y + half
     bend = max(20.0, abs(y0 - y1) * 0.45)
-    # An edge straight up past other rows would run through their nodes: swing it aside.
+    # An edge straight up past other rows would run through their nodes: swing it aside, by three quarters
+    # of this, between a node in the middle and those to its sides.
     straight = abs(start.x - end.x) < _NODE[0] and abs(y0 - y1) > _ROW
-    aside = (_NODE[0] + 0.12 * abs(y0 - y1)) * (1 if score >= 0 else -1) if straight else 0.0
+    aside = min(40 + 0.04 * abs(y0 - y1), 54) * (1 if score >= 0 else -1) if straight else 0.0
     path = (
         f"M{start.x:g} {y0:g}C{start.x + aside:g} {y0 - bend:g} "
         f"{end.x + aside:g} {y1 + bend:g} {end.x:g} {y1:g}"

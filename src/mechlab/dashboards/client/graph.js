@@ -127,13 +127,14 @@
       cells));
   };
 
-  // A score with its interval and control, as rows of a table.
-  mechlab.scoreTable = (scores, caption) => make("div", { class: "scroll", tabindex: 0 }, make("table", { class: "scores" }, make("caption", {}, caption),
+  // A score with its interval and control, as rows of a table; notes stand below, where there is room.
+  mechlab.scoreTable = (scores, caption) => make("div", {}, make("div", { class: "scroll", tabindex: 0 }, make("table", { class: "scores" }, make("caption", {}, caption),
     make("thead", {}, make("tr", {}, ["", "value", "95 % interval", "control", "n"].map((name, i) => make(name ? "th" : "td", { scope: name ? "col" : null, class: i > 0 && "number" }, name)))),
     make("tbody", {}, scores.map((each) => make("tr", {},
-      make("th", { scope: "row" }, each.name, each.note && make("small", { class: "quiet" }, ` ${each.note}`)),
+      make("th", { scope: "row" }, each.name),
       make("td", { class: "number" }, show(each.value)),
       make("td", { class: "number" }, each.low === null ? "–" : `${show(each.low)} to ${show(each.high)}`),
       make("td", { class: "number" }, each.null ? mechlab.show(each.null.value) : "–"),
-      make("td", { class: "number" }, show(each.n)))))));
+      make("td", { class: "number" }, show(each.n))))))),
+    scores.filter(({ note }) => note).map(({ name, note }) => make("p", { class: "quiet note" }, `${name}: ${note}`)));
 })();
