@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -194,6 +195,21 @@ def test_what_the_server_refuses_is_shown(visit):
     tab.keyboard.press("Control+Enter")
     tab.locator(".ask .wrong", has_text="text is too long: 200 tokens").wait_for()
     typed(tab, "The cat")
+    assert tab.locator(".ask .wrong").inner_text() == ""
+
+
+def test_a_question_is_asked_again_where_too_many_ask(visit, server):
+    tab = visit()
+    tab.expected = ["503 (Service Unavailable)"]
+    with contextlib.ExitStack() as places:
+        for _ in range(9):  # one that is worked for, and the queue
+            server._places.acquire(timeout=10)
+            places.callback(server._places.release)
+        tab.fill("#live-text", TEXT)
+        with tab.expect_response(lambda answer: answer.status == 503):
+            tab.keyboard.press("Control+Enter")
+        assert tab.locator("form.ask[aria-busy]").count() == 1
+    tab.wait_for_selector(".chip")
     assert tab.locator(".ask .wrong").inner_text() == ""
 
 

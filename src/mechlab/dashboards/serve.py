@@ -189,8 +189,7 @@ class Server(ThreadingHTTPServer):
         except MechlabError as error:
             raise Refused(400, str(error)) from None
         except TimeoutError:
-            why = f"took longer than {self.seconds:g} s; ask for less"
-            raise Refused(503, why, Retry_After="1") from None
+            raise Refused(503, f"took longer than {self.seconds:g} s; ask for less") from None
 
     @contextlib.contextmanager
     def _turn(self, check: Callable[[], None]) -> Iterator[None]:

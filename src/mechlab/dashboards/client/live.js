@@ -10,11 +10,16 @@
   if (mechlab.facts.live && location.search) history.replaceState(null, "", location.pathname + location.hash);
 
   async function ask(what, question, signal) {
-    let answer;
-    try {
-      answer = await fetch(`api/${what}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(question), signal });
-    } catch (error) {
-      throw error.name === "AbortError" ? error : new Error("The server does not answer. Is it still running?");
+    let answer, after;
+    for (let tries = 0; tries < 8 && (!answer || after); tries++) {
+      // Not all at the same moment again, where many ask.
+      if (after) await new Promise((done) => setTimeout(done, 1000 * after * (0.5 + Math.random())));
+      try {
+        answer = await fetch(`api/${what}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(question), signal });
+      } catch (error) {
+        throw error.name === "AbortError" ? error : new Error("The server does not answer. Is it still running?");
+      }
+      after = answer.status === 503 && Number(answer.headers.get("Retry-After"));
     }
     const value = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(value.error || `The server answers ${answer.status}.`);
