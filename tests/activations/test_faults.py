@@ -118,6 +118,7 @@ def test_twenty_kills_at_random_moments_change_no_byte(tiny_model: Path, tmp_pat
     assert found.artifact.manifest.facts == expected.artifact.manifest.facts
 
 
+@pytest.mark.slow
 def test_broken_shards_of_an_unfinished_harvest_are_made_again(
     whole: Path, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
@@ -189,6 +190,7 @@ def torchrun(arguments: list[str], ranks: int = 2) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_store_of_one(
     whole: Path, tiny_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:

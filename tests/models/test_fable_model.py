@@ -147,6 +147,7 @@ def checked(bundled: tuple[Any, Any]) -> dict[str, Check]:
     return check_fable(*bundled, n=200)
 
 
+@pytest.mark.slow
 def test_the_bundled_model_clears_every_bar(checked: dict[str, Check]) -> None:
     found = checked
     assert {name: check["value"] for name, check in found.items() if not check["passed"]} == {}
@@ -155,6 +156,7 @@ def test_the_bundled_model_clears_every_bar(checked: dict[str, Check]) -> None:
         assert check["low"] <= check["value"] <= check["high"]
 
 
+@pytest.mark.slow
 def test_the_model_card_shows_what_the_check_measures(checked: dict[str, Check]) -> None:
     card = (BUNDLED / "README.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines() if line[:1] == "|"]

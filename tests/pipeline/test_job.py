@@ -38,6 +38,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return ml.run(out=tmp_path_factory.mktemp("runs") / "fable", **SMALL)
 
 
+@pytest.mark.slow
 def test_summary_is_true_to_the_artifacts(done: Run) -> None:
     summary = done.summary
     assert summary == json.loads((done.path / "summary.json").read_text())
@@ -56,6 +57,7 @@ def test_summary_is_true_to_the_artifacts(done: Run) -> None:
         open_artifact(done.path / stage).verify()
 
 
+@pytest.mark.slow
 def test_the_numbers_mean_something(done: Run) -> None:
     sae, circuit, features = (done.summary[key] for key in ("sae", "circuit", "features"))
     assert sae["fve"] > 0.6
@@ -68,6 +70,7 @@ def test_the_numbers_mean_something(done: Run) -> None:
     assert abs(features["detection_null"] - 0.5) < 0.05
 
 
+@pytest.mark.slow
 def test_the_artifacts_name_what_they_are_made_of(done: Run) -> None:
     model = load_model("fable").fingerprint
     manifests = {
@@ -84,6 +87,7 @@ def test_the_artifacts_name_what_they_are_made_of(done: Run) -> None:
     assert run.inputs["model"] == model
 
 
+@pytest.mark.slow
 def test_explanations_never_saw_what_they_are_scored_on(done: Run) -> None:
     from mechlab.activations.store import open_store
 
@@ -92,6 +96,7 @@ def test_explanations_never_saw_what_they_are_scored_on(done: Run) -> None:
     assert seen.isdisjoint(open_store(done.path / "heldout").column("document").tolist())
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_run(done: Run) -> None:
     assert done.dashboard == done.path / "dashboard" / "index.html"
     page, blocks = done.dashboard.read_text(), _blocks(done.dashboard)
@@ -115,6 +120,7 @@ def _blocks(page: Path) -> dict[str, str]:
     )
 
 
+@pytest.mark.slow
 def test_a_page_that_was_taken_away_is_made_again(done: Run) -> None:
     old = _blocks(done.dashboard)
     shutil.rmtree(done.dashboard.parent)
@@ -139,6 +145,7 @@ def test_unknown_settings_are_refused() -> None:
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_the_page_of_a_real_run_opens_offline(done: Run) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
