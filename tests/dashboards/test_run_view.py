@@ -164,7 +164,7 @@ def test_the_page_shows_results_command_curves_and_times(visit, limit):
     names = [tab.locator(".curves svg").nth(n).get_attribute("aria-label") for n in range(2)]
     assert "training loss against rows trained on" in names[0]
     assert "L0, active latents per token 3" in tab.locator(".run").inner_text()  # constant, so not drawn
-    assert "20.0" in tab.locator(".run tr", has_text="train").first.inner_text()
+    assert "20.0" in tab.locator(".run [aria-label=Timings] tr", has_text="train").first.inner_text()
     assert tab.locator(".run tr", has_text="train.d_sae").inner_text().split() == ["train.d_sae", "32"]
     assert "ab" * 32 in tab.locator(".run").inner_text()
 

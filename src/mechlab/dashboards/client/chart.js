@@ -7,8 +7,9 @@
   const MANY = 3000; // points beyond which a scatter is a canvas
 
   // ---------- scales ----------
+  const fine = (v, log) => Number.isFinite(v) && (!log || v > 0);
   function scale(values, from, to, log) {
-    const usable = values.filter((v) => v !== null && v !== undefined && Number.isFinite(v) && (!log || v > 0));
+    const usable = values.filter((v) => fine(v, log));
     let low = usable.reduce((a, b) => Math.min(a, b), Infinity), high = usable.reduce((a, b) => Math.max(a, b), -Infinity);
     if (!usable.length) [low, high] = log ? [0.1, 1] : [0, 1];
     if (low === high) [low, high] = log ? [low / 2, high * 2] : [low - (Math.abs(low) / 2 || 1), high + (Math.abs(high) / 2 || 1)];
@@ -89,10 +90,9 @@
     const log = kind === "log", bottom = H - BOTTOM;
     const x = scale([...series.flatMap((s) => s.x), ...marks.map((m) => m.x)], LEFT, W - RIGHT, log);
     const y = scale(series.flatMap((s) => s.y), bottom, TOP);
-    const fine = (v, isX) => v !== null && v !== undefined && Number.isFinite(v) && (!isX || !log || v > 0);
     const dashes = series.map((_, i) => DASHES[i % DASHES.length]);
     const drawn = series.map((s, i) => {
-      const places = s.x.map((_, n) => n).filter((n) => fine(s.x[n], true) && fine(s.y[n]));
+      const places = s.x.map((_, n) => n).filter((n) => fine(s.x[n], log) && fine(s.y[n]));
       const path = make("polyline", { class: `line series-${i % 5}`, "stroke-dasharray": dashes[i], points: points(places.map((n) => [x(s.x[n]), y(s.y[n])])) });
       const every = Math.ceil(places.length / 40); // markers of long series would run into one another
       const shapes = places.filter((_, n) => n % every === 0).map((n) => marker(i, x(s.x[n]), y(s.y[n]), {},
@@ -105,12 +105,10 @@
   }
 
   // ---------- scatter ----------
-  // points: [{x, y, title, href, kind}]; log: true or "x", "y", "xy".
+  // points: [{x, y, title, href, kind}]; log: of the x axis.
   function scatter({ points: given, xlabel = "", ylabel = "", log = false, label = "" }) {
-    const on = log === true ? "x" : log || "";
-    const fine = (v, l) => v !== null && v !== undefined && Number.isFinite(v) && (!l || v > 0);
-    const all = given.filter((p) => fine(p.x, on.includes("x")) && fine(p.y, on.includes("y")));
-    const x = scale(all.map((p) => p.x), LEFT + 6, W - RIGHT - 6, on.includes("x")), y = scale(all.map((p) => p.y), H - BOTTOM - 6, TOP + 6, on.includes("y"));
+    const all = given.filter((p) => fine(p.x, log) && fine(p.y));
+    const x = scale(all.map((p) => p.x), LEFT + 6, W - RIGHT - 6, log), y = scale(all.map((p) => p.y), H - BOTTOM - 6, TOP + 6);
     const kinds = [...new Set(all.map((p) => p.kind ?? ""))].sort();
     const number = (p) => kinds.indexOf(p.kind ?? "");
     const chart = svg(label || `${ylabel} against ${xlabel}, ${all.length} points`, axes(x, y, xlabel, ylabel));
