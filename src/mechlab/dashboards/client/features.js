@@ -204,7 +204,7 @@
     root.append(make("h2", {}, "Features"),
       make("div", { class: "find", role: "search" }, search, count, plotting, starred(all)), wrong,
       make("details", {}, make("summary", {}, "How to search"), make("dl", {}, Object.entries(HELP).map(([form, meaning]) => [make("dt", {}, make("code", {}, form)), make("dd", {}, meaning)]).flat())),
-      plot, make("div", { class: "card" }, table, scorers.length > 0 && make("p", { class: "quiet" }, LEGEND)));
+      plot, make("div", { class: "card" }, scorers.length > 0 && make("p", { class: "quiet legend-of-scores" }, LEGEND), table));
     refresh();
     const step = (by) => {
       const links = [...table.querySelectorAll("tbody a")];
