@@ -46,6 +46,8 @@ def test_explanations_with_all_that_is_known_of_their_scores(feature, limit):
         "control 0.490 (0.420 to 0.560)",
     ):
         assert first.inner_text().count(fact) == 2, fact
+    assert "95 % interval as a bar; ◇ control" in first.inner_text()
+    assert "control" not in second.inner_text()  # it has no score
     bars = first.locator("svg.score")
     assert bars.first.get_attribute("aria-label") == "detection 0.633, interval 0.553 to 0.683, control 0.490"
     at = lambda name: bars.first.locator(name).first.bounding_box()["x"]  # noqa: E731

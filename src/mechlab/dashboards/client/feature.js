@@ -67,7 +67,7 @@
     if (!said.length) return panel("Explanation", quiet(why ? `None: ${why}.` : all.flags[row] === "dead" ? "It never fires on this text." : "None."));
     return said.map(({ text, by, author, scores = [], why }) => panel("Explanation", ...sentence(text),
       quiet(`by ${by}${author && author !== by ? `, ${author}` : ""}`),
-      scores.length ? [scores.map(scoreLine), quiet(features.LEGEND)].flat() : quiet(`Not scored${why ? `: ${why}` : ""}.`)));
+      scores.length ? [scores.map(scoreLine), quiet(`${features.LEGEND} n counts what is independent: documents, mostly.`)].flat() : quiet(`Not scored${why ? `: ${why}` : ""}.`)));
   }
 
   // Rules can be very long: then the page shows how they begin.

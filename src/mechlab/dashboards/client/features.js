@@ -14,7 +14,7 @@
     "flag:dead": "dead, dense or star",
     "concept:name": "also label: and by: (who explained); empty for any",
   };
-  const LEGEND = "● score, with its 95 % interval as a bar; ◇ control, the same measured where it should find nothing, such as on another feature.";
+  const LEGEND = "● score, with its 95 % interval as a bar; ◇ control, such as the score of another feature’s explanation.";
   const QUOTE = "To find it as text, put it in quotes.";
 
   // ---------- what is known of all features, read once ----------
