@@ -13,6 +13,8 @@ import torch
 from dashboards.circuit_parts import feature_graph, found, prompts
 from dashboards.conftest import HOSTILE
 from dashboards.test_axe import violations
+from features.exchanged import random_index
+from mechlab.dashboards.build import Findings, site_of
 from mechlab.dashboards.circuit_block import circuit_block, graph_block
 from mechlab.dashboards.site import Site
 
@@ -249,3 +251,20 @@ def test_several_circuits_have_addresses_of_their_own(visit_site):
     assert violations(tab) == []
     tab.goto(tab.url.partition("#")[0] + "#/circuit/7")
     tab.wait_for_selector("#view [role=alert]")
+
+
+def test_features_of_transcoders_lead_to_their_pages(visit_site):
+    """A graph names them by the site they write, an index by the one they read."""
+    index = random_index(0, features=9)
+    index = replace(index, about={**index.about, "outputs": ["blocks.1.hook_mlp_out"]})
+    graph = feature_graph(site="blocks.1.hook_mlp_out", other="blocks.0.hook_mlp_out")
+    found = Findings(
+        "Graph", {"model": "tiny", "site": "blocks.1.mlp.hook_in"}, index=index, graphs={"a prompt": graph}
+    )
+    tab = visit_site(site_of(found), "#/circuit?node=blocks.1.hook_mlp_out%2Ff1%401")
+    assert drawn(tab) == 6
+    panel = tab.locator(".panel")
+    panel.get_by_role("link", name="Feature 1").click()
+    tab.get_by_role("heading", name="Feature 1", exact=True).wait_for()
+    tab.evaluate("location.hash = '#/circuit?node=blocks.0.hook_mlp_out%2Ff7%400'")
+    tab.get_by_text("Feature 7 of blocks.0.hook_mlp_out").wait_for()

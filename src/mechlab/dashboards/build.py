@@ -159,11 +159,11 @@ def site_of(
     circuits = found.circuit is not None or bool(found.graphs)
     there = {"features": index is not None, "circuit": circuits, "tokens": index is not None}
     views = [name for name, has in there.items() if has]
-    facts = {
-        **found.facts,
-        **({} if index is None else {"tokens": len(index.text), "features": index.n_features}),
-        "command": found.command,
-    }
+    facts = {**found.facts, "command": found.command}
+    if index is not None:
+        facts |= {"tokens": len(index.text), "features": index.n_features}
+        outputs = index.about.get("outputs", [])
+        facts |= {"writes": outputs[0]} if len(outputs) == 1 else {}
     inputs = {name: each.manifest.fingerprint for name, each in found.artifacts.items()}
     return Site(
         title=found.title,

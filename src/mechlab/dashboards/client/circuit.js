@@ -136,7 +136,8 @@
     }
     function feature(node) {
       if (node.feature === undefined) return null;
-      const here = node.site === mechlab.facts.facts.site && mechlab.facts.views.includes("features");
+      const { site, writes } = mechlab.facts.facts; // graphs name transcoders' features by where they write
+      const here = [site, writes].includes(node.site) && mechlab.facts.views.includes("features");
       return make("p", {}, here ? make("a", { href: mechlab.link(["feature", node.feature]) }, `Feature ${node.feature}`) : `Feature ${node.feature} of ${node.site}`);
     }
     function edgeList(title, numbers, other, text, part = () => "") {
