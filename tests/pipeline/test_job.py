@@ -65,6 +65,7 @@ def test_the_numbers_mean_something(done: Run) -> None:
     assert 0.85 < circuit["faithfulness"] < 1.15
     assert abs(circuit["faithfulness_null"]) < 0.2
     assert circuit["n_edges"] < 100
+    assert {"name mover", "S-inhibition"} == set(Circuit.load(done.path / "circuit").classes.values())
     low, _ = features["detection_interval"]
     assert low > 0.6
     assert abs(features["detection_null"] - 0.5) < 0.05

@@ -15,7 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mechlab.activations.store import Store
 from mechlab.artifacts import Writer, exists, open_artifact, writing
 from mechlab.circuits.circuit import Circuit, task_fingerprint
 from mechlab.circuits.find import find_circuit, require_task
+from mechlab.circuits.search.classes import head_classes, rules_for
 from mechlab.dashboards.build import OTHERS, PARTS, read_parts, site_of, site_of_run
 from mechlab.dashboards.site import INDEX, write_site
 from mechlab.data.corpus import BUNDLED, Corpus, open_corpus, require_tokens
@@ -293,6 +294,11 @@ class _Job:
             seed=self.config.seed,
             progress=lambda done, total: self.progress("circuit", done, total, {}),
         )
+        with contextlib.suppress(MechlabError):  # classes are known for some tasks only
+            rules = rules_for(held_out)
+            self.progress("classes of heads", 0, 0, {})
+            labelled = head_classes(self.subject, held_out, rules=rules, seed=self.config.seed)
+            found = replace(found, classes={each.head: each.label for each in labelled if each.label})
         found.save(path, overwrite=self.config.overwrite)
         return found
 
