@@ -36,7 +36,7 @@ def card(tab, title: str):
 def test_explanations_with_all_that_is_known_of_their_scores(feature, limit):
     tab = feature(limit=limit)
     first, second = card(tab, "Explanation").all()
-    assert "fires on word33" in first.inner_text()
+    assert "fires (2.5) on word33" in first.inner_text()
     assert "0.633 (0.553 to 0.683)" in first.inner_text()
     for fact in (
         "n = 80",
@@ -46,7 +46,9 @@ def test_explanations_with_all_that_is_known_of_their_scores(feature, limit):
         "control 0.490 (0.420 to 0.560)",
     ):
         assert first.inner_text().count(fact) == 2, fact
+    assert "by rules; in brackets, the activation that each clause predicts" in first.inner_text()
     assert "95 % interval as a bar; ◇ control" in first.inner_text()
+    assert "in brackets" not in second.inner_text()
     assert "control" not in second.inner_text()  # it has no score
     bars = first.locator("svg.score")
     assert bars.first.get_attribute("aria-label") == "detection 0.633, interval 0.553 to 0.683, control 0.490"
@@ -199,7 +201,7 @@ def test_effects_neighbours_concepts_and_notes(feature):
     assert "cats seen before (Ada)" in card(tab, "Notes").inner_text()
     near.get_by_role("link", name="65").click()
     opened(tab, 65)  # of the second block
-    assert "fires on word65" in card(tab, "Explanation").first.inner_text()
+    assert "fires (2.5) on word65" in card(tab, "Explanation").first.inner_text()
     assert tab.evaluate("mechlab.state().query.get('q')") == "word3"
 
 

@@ -39,7 +39,7 @@ def record(number: int) -> dict[str, Any]:
         "hist": {"counts": [50, 20, 0, 5, 1], "max": 4.0},
         "quantiles": [n / 5 for n in range(21)],
         "said": [
-            {"text": f"fires on word{number}", "by": "rules",
+            {"text": f"fires (2.5) on word{number}", "by": "rules",
              "scores": [score("detection", 0.6 + number / 1000), score("fuzzing", 0.7)]},
             {"text": "a second opinion", "by": "llm", "author": "some-model", "why": "too few windows"},
         ],

@@ -63,10 +63,11 @@
   }
 
   // ---------- explanations and their scores ----------
+  const PREDICTS = /^fires \([\d.e+-]+\) /;
   function explanations({ record: { said = [], why }, all, row }) {
     if (!said.length) return panel("Explanation", quiet(why ? `None: ${why}.` : all.flags[row] === "dead" ? "It never fires on this text." : "None."));
     return said.map(({ text, by, author, scores = [], why }) => panel("Explanation", ...sentence(text),
-      quiet(`by ${by}${author && author !== by ? `, ${author}` : ""}`),
+      quiet(`by ${by}${author && author !== by ? `, ${author}` : ""}${PREDICTS.test(text) ? "; in brackets, the activation that each clause predicts" : ""}`),
       scores.length ? [scores.map(scoreLine), quiet(`${features.LEGEND} n counts what is independent: documents, mostly.`)].flat() : quiet(`Not scored${why ? `: ${why}` : ""}.`)));
   }
 
