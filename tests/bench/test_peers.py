@@ -186,6 +186,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         setup_peers(["sparsify"], tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_our_own_environment_is_not_built_anew(tmp_path: Path) -> None:
     outcome = setup(["--names", "sae-lens", "--folder", str(tmp_path / "new")], "mechlab bench setup-peers")
     assert outcome.payload["peers"]["sae-lens"]["sae-lens"].startswith("6.")
@@ -212,6 +213,7 @@ def test_a_peer_that_cannot_start_shows_its_last_line(tmp_path: Path) -> None:
         Peer("sparsify", tmp_path, python=Path(sys.executable))
 
 
+@pytest.mark.slow
 def test_a_peer_that_dies_at_work_shows_its_last_line(tmp_path: Path) -> None:
     with Peer("sae-lens") as peer, pytest.raises(MechlabError, match=r"peer sae-lens stopped: .*nowhere"):
         peer.init(tmp_path / "nowhere", tmp_path / "nowhere", k=K, lr=0.1)

@@ -88,6 +88,7 @@ def fable() -> Subject:
     return mechlab.load_model("fable", device="cpu")
 
 
+@pytest.mark.slow
 def test_on_the_bundled_model_a_graph_says_what_suppression_does(fable: Subject, tmp_path: Path) -> None:
     transcoders = train(fable, tmp_path, 128, 8, 20_000)
     task = make_task("ioi", fable.tokenizer, n=6, split="validation")

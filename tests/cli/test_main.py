@@ -278,6 +278,7 @@ def test_an_interrupt_inside_compiled_code_is_one_too(
     assert "to go on: mechlab model list" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_interrupt_prints_how_to_go_on(tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     words = [*small(tiny_model, tiny_corpus, tmp_path / "r"), "--train-tokens", "50000000"]
     child = subprocess.Popen([sys.executable, "-m", "mechlab", *words], stderr=subprocess.PIPE, text=True)
@@ -292,6 +293,7 @@ def test_interrupt_prints_how_to_go_on(tiny_model: Path, tiny_corpus: Path, tmp_
     assert f"to go on: mechlab {' '.join(words)}" in rest
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line(tiny_model: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -46,7 +46,14 @@ def test_violations_are_found(visit_site):
     assert [line.split()[:2] for line in violations(tab)] == [["critical", "button-name:"]]
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 1300), ("light", 360)])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("light", 1300),
+        pytest.param("dark", 1300, marks=pytest.mark.slow),
+        pytest.param("light", 360, marks=pytest.mark.slow),
+    ],
+)
 def test_features(visit_site, scheme, width):
     tab = visit_site(FEW)
     tab.set_viewport_size({"width": width, "height": 800})

@@ -212,7 +212,7 @@ def test_a_circuit_without_edges(visit_site):
     assert "No edge is on a path" in tab.locator("main").inner_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("address", ["#/circuit", "#/circuit?edges=40&node=a2.h2"])
 def test_accessible(circuit, address, scheme):
     tab = circuit(address)

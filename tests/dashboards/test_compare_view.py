@@ -189,7 +189,7 @@ def test_hostile_strings_are_shown_and_not_run(compared, block):
         assert "<script>window.hit=1</script>" in tab.locator("main").inner_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("address", ["#/compare?show=all&q=word1", "#/compare?part=circuits"])
 def test_accessible(compared, address, scheme):
     tab = compared(address)

@@ -255,7 +255,7 @@ def test_nothing_scrolls_sideways(visit, width):
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "address", ["#/live", "#/live?text=The%20cat%20ran&feature=5&edits=5%3Aadd%3A2&new=4"]
 )

@@ -163,6 +163,7 @@ def _answered(tokenizer: Any, name: str, split: str, n: int) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_test_prompts_never_occur_in_training_text(tokenizer: Any) -> None:
     """Prompts on training combinations do turn up in as much text, so the search can fail."""
     text = "\n".join(doc.text for doc in fable.documents("train", count=2000))
