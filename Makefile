@@ -15,10 +15,10 @@ docs: $(DOCS_STAMP)
 	@echo "pages: build/docs/index.html"
 
 test: check
-	$(BIN)/python -m pytest -n auto -m "not slow and not chaos and not notebooks and not docs and not peers"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not chaos and not notebooks and not docs and not peers"
 
 test-all: check $(DOCS_STAMP)
-	$(BIN)/python -m pytest -n auto -m "not peers"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not peers"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

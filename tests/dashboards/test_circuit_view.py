@@ -239,9 +239,7 @@ def test_several_circuits_have_addresses_of_their_own(visit_site):
     assert links.count() == 2
     assert tab.locator(".circuits a[aria-current=page]").inner_text() == "One"
     links.nth(1).click()
-    tab.wait_for_function(
-        "document.querySelector('.circuits a[aria-current=page]')?.href.endsWith('#/circuit/1')"
-    )
+    tab.wait_for_selector(".circuits a[aria-current=page][href$='#/circuit/1']")
     assert drawn(tab) == 6
     tab.keyboard.press("[")
     assert tab.url.endswith("#/circuit/1?edges=5")
